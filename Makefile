@@ -121,6 +121,13 @@ churn: ## build, then run 10,000 pods under kills and look for leaks (as root; P
 	$(CARGO) build --release --workspace --bins
 	$(RELEASE)/churn $(PODS)
 
+# Chromium opens the node's page; the picture of it is docs/operate/node-page.png.
+.PHONY: page
+page: test-build ## build, then look at the node's page in a browser and take its picture (as root)
+	@.ci/packages chromium fonts-dejavu-core
+	CORACLE_SCREENSHOT=$(CURDIR)/docs/operate/node-page.png $(SHARED_MOUNTS) $(CARGO) test --release --workspace \
+	    --test cri $(FAILPOINT_BUILD) -- --ignored page::
+
 # A daemon in an emulated machine churns pods on an ext4 disk while the machine is switched off. See docs/operate/state.md.
 .PHONY: test-power
 test-power: ## build, then cut a machine's power at random points of a churn (as root; CUTS=50)

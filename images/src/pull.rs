@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures_util::future::try_join;
+use tracing::{Instrument as _, info_span};
 
 use crate::blobs::blocking;
 use crate::collect::Pins;
@@ -168,9 +169,14 @@ impl Pull {
 
     /// Runs the pull. Returns when the image is recorded and published.
     pub(crate) async fn run(&mut self) -> Result<Arc<Image>, Error> {
-        let mut resolved = self.resolve().await?;
+        let span = info_span!(target: "otel", "image.resolve");
+        let mut resolved = self.resolve().instrument(span).await?;
         failpoint::pass("pull.manifest")?;
-        let facts = self.check_signatures(&mut resolved).await?;
+        let span = info_span!(target: "otel", "image.verify");
+        let facts = self
+            .check_signatures(&mut resolved)
+            .instrument(span)
+            .await?;
         let mut record = self.draft(&resolved, facts);
         let Resolved {
             digest,

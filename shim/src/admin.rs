@@ -11,7 +11,7 @@ use coracle_admin::SOCKET_NAME;
 use coracle_admin::client::{self, Command};
 use coracle_admin::control::{Control, Internals, LogChange, Reloaded};
 use coracle_admin::dump::Item;
-use coracle_admin::server::{self, Facts, Parts, Service};
+use coracle_admin::server::{self, Facts, Parts, Service, View};
 use coracle_config::{self as config, Config, LogLevel, Overrides};
 use coracle_metrics::Format;
 use coracle_spec::error::chain;
@@ -113,18 +113,9 @@ pub struct Node {
     pub metrics_address: String,
 }
 
-/// Starts the service. Errors: the socket cannot be bound.
-pub fn serve(
-    config: &Config,
-    node: Node,
-    daemon: &Daemon,
-    reloads: Reloads,
-) -> Result<Service, server::BindError> {
-    let warnings = unused_cni(config);
-    for warning in &warnings {
-        tracing::warn!("{warning}");
-    }
-    let facts = Facts {
+/// The facts that an operator is shown.
+pub fn facts(config: &Config, node: Node) -> Facts {
+    Facts {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         wasmtime: WASMTIME.to_owned(),
         root: config.root.clone(),
@@ -133,12 +124,26 @@ pub fn serve(
         metrics_address: node.metrics_address,
         cgroup_driver: node.cgroup_driver.to_owned(),
         cgroup_version: node.cgroup_version,
-        warnings,
-    };
+        warnings: unused_cni(config),
+    }
+}
+
+/// Starts the service. Errors: the socket cannot be bound.
+pub fn serve(
+    config: &Config,
+    facts: Facts,
+    daemon: &Daemon,
+    reloads: Reloads,
+) -> Result<Service, server::BindError> {
+    for warning in &facts.warnings {
+        tracing::warn!("{warning}");
+    }
     let parts = Parts {
-        facts,
-        pods: daemon.pods.clone(),
-        images: daemon.images.clone(),
+        view: View {
+            facts,
+            pods: daemon.pods.clone(),
+            images: daemon.images.clone(),
+        },
         control: Arc::new(Controls {
             reloads,
             daemon: daemon.clone(),

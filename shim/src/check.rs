@@ -104,6 +104,7 @@ pub fn examine(config: &Config) -> Report {
     findings.extend(directories::findings(config));
     findings.push(proxies(config));
     findings.extend(signatures::findings(config));
+    findings.push(traces(config));
     Report { findings }
 }
 
@@ -122,6 +123,22 @@ fn proxies(config: &Config) -> Finding {
         (Ok(()), Proxy::None) => Finding::ok(subject, "none"),
         (Ok(()), Proxy::Url(_)) => Finding::ok(subject, "images.proxy"),
         (Ok(()), Proxy::Environment) => Finding::ok(subject, "that of the daemon's environment"),
+    }
+}
+
+/// Whether traces can be sent at all; the collector itself is not asked.
+fn traces(config: &Config) -> Finding {
+    let subject = "traces";
+    let Some(to) = &config.tracing.collector else {
+        return Finding::ok(subject, "none: tracing.endpoint names no collector");
+    };
+    match crate::traces::collector(to) {
+        Ok(_) => Finding::ok(subject, format!("sent to {}", to.endpoint)),
+        Err(error) => Finding::missing(
+            subject,
+            format!("the daemon does not start: {}", chain(error.as_ref())),
+            "correct tracing.ca, or empty tracing.endpoint",
+        ),
     }
 }
 

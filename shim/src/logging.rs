@@ -11,13 +11,14 @@ mod journal;
 mod levels;
 mod recent;
 
+use std::error::Error;
 use std::io::{self, IsTerminal};
 use std::sync::OnceLock;
 
-use coracle_config::{Log, LogFormat};
+use coracle_config::{Log, LogFormat, Tracing};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use journal::Prefixed;
@@ -25,11 +26,16 @@ pub use levels::{Change, configure, set};
 use recent::Output;
 pub use recent::recent_lines;
 
+use crate::traces::{self, Traces};
+
 /// Changes the filter of the log.
 static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
-/// Starts logging. Errors: it was started before.
-pub fn init(log: &Log) -> Result<(), TryInitError> {
+/// Starts logging, and the recording of traces if the configuration names a collector. Errors: the collector cannot be used;
+/// it was started before.
+pub fn init(log: &Log, tracing: &Tracing) -> Result<Option<Traces>, Box<dyn Error>> {
+    let collector = tracing.collector.as_ref().map(traces::collector);
+    let collector = collector.transpose()?;
     let with_priority = journal::is_standard_error();
     let lines = match log.format {
         LogFormat::Text => fmt::layer()
@@ -45,12 +51,24 @@ pub fn init(log: &Log) -> Result<(), TryInitError> {
             .boxed(),
     };
     let (filter, handle) = reload::Layer::new(levels::begin(log));
-    tracing_subscriber::registry()
-        .with(lines.with_filter(filter))
-        .try_init()?;
+    let lines = tracing_subscriber::registry().with(lines.with_filter(filter));
+    let traces = match collector {
+        None => {
+            lines.try_init()?;
+            None
+        }
+        Some(collector) => {
+            let (spans, exporter) = coracle_trace::layer(tracing.samples_per_million);
+            lines.with(spans).try_init()?;
+            Some(Traces {
+                exporter,
+                collector,
+            })
+        }
+    };
     // Nobody else sets it: `try_init` succeeds once.
     let _ = FILTER.set(handle);
-    Ok(())
+    Ok(traces)
 }
 
 /// Filters by `targets` from now on. Without [`init`] nothing happens.

@@ -28,6 +28,7 @@ mod reload;
 mod scratch;
 mod serve;
 mod tasks;
+mod traces;
 mod unpackers;
 mod version;
 mod watchdog;

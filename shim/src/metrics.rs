@@ -6,11 +6,15 @@
 use std::error::Error;
 use std::sync::Arc;
 
+use coracle_admin::page::NodePage;
+use coracle_admin::server::{Facts, View};
 use coracle_config::Config;
 use coracle_images::Images;
 use coracle_lifecycle::Pods;
-use coracle_metrics::listener::Listener;
-use coracle_telemetry::{Build, Collector, Daemon, Scrapes};
+use coracle_metrics::Format;
+use coracle_metrics::listener::{Answer, Listener, Source};
+use coracle_telemetry::{Build, Collector, Daemon, PATHS, Scrapes};
+use futures_util::future::BoxFuture;
 
 /// What is measured and counted, and the listener that serves it.
 pub struct Metrics {
@@ -22,11 +26,41 @@ pub struct Metrics {
     pub listener: Option<Listener>,
 }
 
+/// The path of the page.
+const PAGE: &str = "/";
+
+/// What the listener serves.
+struct Site {
+    scrapes: Scrapes,
+    page: NodePage,
+}
+
+impl Source for Site {
+    fn paths(&self) -> &'static [&'static str] {
+        &[PATHS[0], PATHS[1], PAGE]
+    }
+
+    fn gather(
+        self: Arc<Self>,
+        path: &'static str,
+        format: Format,
+    ) -> BoxFuture<'static, Result<Answer, String>> {
+        Box::pin(async move {
+            if path == PAGE {
+                let page = self.page.html().await;
+                return page.map(Answer::Page).map_err(|error| error.chain());
+            }
+            self.scrapes.text(path, format).await.map(Answer::Metrics)
+        })
+    }
+}
+
 /// Starts the listener, if the configuration has an address. Errors: the address cannot be used.
 pub async fn start(
     config: &Config,
     pods: &Pods,
     images: &Images,
+    facts: Facts,
 ) -> Result<Metrics, Box<dyn Error>> {
     let root = config.root.clone();
     let collector = Collector::new(pods.clone(), root, config.metrics.processes);
@@ -43,13 +77,21 @@ pub async fn start(
         counted: counted
             .chain(coracle_lifecycle::counters::all())
             .chain(coracle_nri::metrics())
+            .chain(coracle_trace::metrics())
             .collect(),
     };
     let mut listener = None;
     if let Some(address) = config.metrics.address {
-        let source = Scrapes {
-            containers: Arc::clone(&containers),
-            daemon: daemon.clone(),
+        let source = Site {
+            scrapes: Scrapes {
+                containers: Arc::clone(&containers),
+                daemon: daemon.clone(),
+            },
+            page: NodePage::new(View {
+                facts,
+                pods: pods.clone(),
+                images: images.clone(),
+            }),
         };
         let bound = Listener::bind(address, Arc::new(source)).await?;
         tracing::info!(address = %bound.address, "serving metrics");

@@ -59,7 +59,7 @@ const DRAIN: std::time::Duration = std::time::Duration::from_secs(5);
 pub fn main(arguments: &ConfigArgs) -> Result<(), Box<dyn Error>> {
     let (config, settings) = arguments.load_settings()?;
     let config = &config;
-    logging::init(&config.log)?;
+    let traces = logging::init(&config.log, &config.tracing)?;
     if let Err(error) = crate::memory::execute_without_thread_caches() {
         tracing::warn!(%error, "the daemon runs with caches for each thread and needs more memory");
     }
@@ -77,6 +77,9 @@ pub fn main(arguments: &ConfigArgs) -> Result<(), Box<dyn Error>> {
         .thread_name("coracle")
         .enable_all()
         .build()?;
+    if let Some(traces) = traces {
+        runtime.spawn(traces.run());
+    }
     let ended = runtime.block_on(run(config, settings, arguments));
     // What is left is an import that the signal has stopped: it may read a large archive for long.
     runtime.shutdown_timeout(DRAIN);
@@ -102,8 +105,8 @@ async fn run(
     let (pods, images) = (parts.pods.clone(), parts.images.clone());
     let plugins = nri.serve(&pods)?;
     let (reloads, requests) = Reloads::new();
-    let about = about(&parts.node, metrics.listener.as_ref())?;
-    let _admin = admin::serve(config, about, &metrics.daemon, reloads)?;
+    let facts = admin::facts(config, about(&parts.node, metrics.listener.as_ref())?);
+    let _admin = admin::serve(config, facts, &metrics.daemon, reloads)?;
     tokio::select! {
         biased;
         // Archives may take longer than the system waits for the daemon's end.
@@ -138,7 +141,8 @@ async fn build(
     let (host, images, compiler) = host(config, cgroups, category_share, Arc::clone(&live)).await?;
     let pods = Pods::open(Arc::new(host), nri.clone()).await?;
     let (streaming, sessions) = streaming(config).await?;
-    let metrics = metrics::start(config, &pods, &images).await?;
+    let facts = admin::facts(config, about(&node, None)?);
+    let metrics = metrics::start(config, &pods, &images, facts).await?;
     let policies = Arc::new(Live::new(config.handlers.policies()));
     let targets = Targets {
         host: live,

@@ -16,6 +16,7 @@ pub mod builds;
 pub mod churn;
 pub mod client;
 pub mod cni;
+pub mod collector;
 pub mod component;
 pub mod conformance;
 pub mod crictl;

@@ -6,6 +6,7 @@
 
 pub mod cpu;
 pub mod report;
+pub mod scrape;
 
 use std::time::{Duration, Instant};
 
@@ -82,6 +83,8 @@ pub struct Figures {
     pub container_stats_ms: Vec<f64>,
     /// ListPodSandboxStats, ms.
     pub sandbox_stats_ms: Vec<f64>,
+    /// A scrape of all.
+    pub scrape: scrape::Scrape,
     /// From the start of a daemon after kill -9 until it answers, ms.
     pub restart_ms: f64,
     /// Until all pods were stopped and removed, s.
@@ -107,6 +110,7 @@ pub async fn measure(image: &str, plan: Plan) -> Outcome<Figures> {
     figures.memavailable_kib_per_pod = lost as f64 / plan.pods as f64;
     figures.at_all = cycles(&maker, plan).await?;
     ask(&daemon.cri(), plan, &mut figures).await?;
+    figures.scrape = scrape::measure(&daemon).await?;
     daemon.kill();
     let begun = Instant::now();
     daemon.restart().await?;
@@ -123,6 +127,7 @@ pub async fn measure(image: &str, plan: Plan) -> Outcome<Figures> {
 async fn daemon(image: &str) -> Outcome<Daemon> {
     let daemon = Daemon::start_with(Options {
         quiet: true,
+        config: "[metrics]\naddress = \"127.0.0.1:0\"\n".into(),
         ..Options::default()
     })
     .await?;

@@ -18,7 +18,7 @@ use std::process::Command;
 const PREFIX: &str = "coracle-";
 
 /// Each crate and those of ours that it may depend on, without the prefix.
-const GRAPH: [(&str, &str); 25] = [
+const GRAPH: [(&str, &str); 26] = [
     ("admin", "images lifecycle proto sys"),
     ("proto", ""),
     ("images", "tree unpack"),
@@ -32,7 +32,7 @@ const GRAPH: [(&str, &str); 25] = [
     ("network", "spec sys"),
     (
         "cri",
-        "cgroup images lifecycle metrics network proto spec streaming telemetry",
+        "cgroup images lifecycle metrics network proto spec streaming telemetry trace",
     ),
     (
         "lifecycle",
@@ -52,9 +52,10 @@ const GRAPH: [(&str, &str); 25] = [
     ("demo", "config proto spec tree"),
     (
         "shim",
-        "admin cgroup config control cri demo host image-cli images lifecycle metrics network nri runtime sandbox spec streaming telemetry unpack wasm",
+        "admin cgroup config control cri demo host image-cli images lifecycle metrics network nri runtime sandbox spec streaming telemetry trace unpack wasm",
     ),
     ("telemetry", "cgroup images lifecycle metrics"),
+    ("trace", "metrics"),
     ("tests", "proto"),
 ];
 

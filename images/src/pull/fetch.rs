@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::stream::{self, StreamExt as _};
 use tokio::io::AsyncReadExt as _;
+use tracing::{Instrument as _, info_span};
 
 use super::{Origin, Pull};
 use crate::archive::Archive;
@@ -111,7 +112,14 @@ impl Pull {
             self.progress.need_not(blob.size);
             return Ok(());
         }
-        self.fetch_from(registry, want).await
+        let span = info_span!(
+            target: "otel",
+            "image.fetch",
+            oci.digest = %blob.digest,
+            oci.reference = self.names.first(),
+            bytes = blob.size
+        );
+        self.fetch_from(registry, want).instrument(span).await
     }
 
     async fn fetch_from(&self, registry: &Registry, want: &Want) -> Result<(), Error> {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::FutureExt as _;
 use tokio::sync::Semaphore;
+use tracing::{Instrument as _, info_span};
 
 use super::Pull;
 use crate::auth_file;
@@ -62,6 +63,8 @@ impl Images {
         let pull_timeout = inner.config.pull_timeout;
         let pull = inner.in_flight.join(key, || {
             let (inner, reference) = (inner.clone(), reference.clone());
+            // Others that join it have spans of their own.
+            let span = info_span!(target: "otel", "image.pull");
             async move {
                 // The semaphores are never closed, so this cannot fail. The registry's first: nobody holds a place of all
                 // while waiting for one of a registry.
@@ -87,6 +90,7 @@ impl Images {
                 }
                 outcome.map_err(Arc::new)
             }
+            .instrument(span)
             .boxed()
         });
         pull.await.map_err(|cause| Error::Pull {

@@ -8,6 +8,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tracing::{Instrument as _, info_span};
+
 use super::Pull;
 use super::fetch::Want;
 use crate::blobs::blocking;
@@ -97,7 +99,9 @@ impl Job {
             media_type: &self.blob.media_type,
             diff_id: &self.diff_id,
         };
-        let unpacked = unpack(&*inner.unpackers, &source, draft.path(), budget).await;
+        let span = info_span!(target: "otel", "image.unpack", oci.digest = %self.blob.digest);
+        let unpacked = unpack(&*inner.unpackers, &source, draft.path(), budget);
+        let unpacked = unpacked.instrument(span).await;
         let (inner, chain, blob) = (inner.clone(), self.chain.clone(), self.blob.digest.clone());
         // In any case: removing a half-made layer blocks, too.
         blocking("storing a layer", move || {

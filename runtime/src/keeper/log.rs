@@ -448,7 +448,8 @@ mod tests {
         let log = LogThread::start(out, None, Some(memfile())).unwrap();
         let mut readers = Vec::new();
         for _ in 0..2000 {
-            let (reader, file) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();
+            let (reader, file) =
+                rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();
             log.reopen(file);
             readers.push(reader);
             if readers.len() == 100 {

@@ -18,6 +18,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use tracing::field::Empty;
+use tracing::{Instrument as _, Span, info_span};
 
 use super::compiler::Bounds;
 use super::inspect::ModuleInfo;
@@ -147,14 +149,29 @@ impl CompileCache {
         module: &Path,
         digest: &str,
     ) -> Result<Arc<Compiled>> {
+        let span = info_span!(target: "otel", "wasm.compile", coracle.cache = Empty);
+        let found = self.find_or_compile(engine, module, digest, &span);
+        found.instrument(span.clone()).await
+    }
+
+    /// The same; `span` learns whether it was there.
+    async fn find_or_compile(
+        self: &Arc<Self>,
+        engine: &EngineRef,
+        module: &Path,
+        digest: &str,
+        span: &Span,
+    ) -> Result<Arc<Compiled>> {
         let digest = digest.trim_start_matches("sha256:").to_owned();
         let at = (engine.hash.clone(), digest);
         let turn = Turn::of(self, &at);
         let guard = Arc::clone(&turn.lock).lock_owned().await;
         let (cache, wanted) = (Arc::clone(self), at.clone());
         if let Some(found) = blocking(move || cache.find(&wanted.0, &wanted.1)).await? {
+            span.record("coracle.cache", "hit");
             return Ok(found);
         }
+        span.record("coracle.cache", "miss");
         if let Some(failure) = self.failures.find(&at) {
             return Err(failure);
         }

@@ -3,6 +3,7 @@
 //! ```text
 //! coracle status | ps | why | events --> client --RUN/admin.sock--> server --> snapshots, history, drivers (lifecycle)
 //! coracle reload | log-level | debug --> client --RUN/admin.sock--> server --Control--> the shim
+//! a browser -----------------------------------------> page --> the same as server
 //! coracle logs ------------------------> client --> the container's log file
 //! ```
 //! Called by: the shim: `serve` runs [`server::serve`], the command line [`client::main`]. Invariants: the service changes
@@ -15,6 +16,7 @@ pub mod control;
 pub mod dump;
 mod explain;
 mod listing;
+pub mod page;
 mod print;
 pub mod server;
 mod status;

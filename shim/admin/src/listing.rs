@@ -11,27 +11,48 @@ use coracle_lifecycle::{
 };
 use coracle_proto::admin::v1 as admin;
 
-/// Containers by namespace, pod and age; with `all` also those that have ended, and sandboxes that are not ready.
-pub(crate) async fn list(pods: &Pods, all: bool) -> Result<Vec<admin::Container>, Error> {
+/// Containers by namespace, pod and age; with `all` also those that have ended, and sandboxes that are not ready. At most
+/// `most`, and how many more there are; those are not measured.
+pub(crate) async fn list(
+    pods: &Pods,
+    all: bool,
+    most: usize,
+) -> Result<(Vec<admin::Container>, usize), Error> {
     let sandboxes = pods.pods().into_iter().filter(|pod| all || pod.ready);
     let sandboxes: BTreeMap<_, _> = sandboxes.map(|pod| (pod.id.clone(), pod)).collect();
     let mut containers = pods.containers();
     containers.retain(|view| {
         sandboxes.contains_key(&view.pod) && (all || view.state != ContainerState::Exited)
     });
+    let mut without: BTreeMap<_, _> = sandboxes.iter().collect();
+    for view in &containers {
+        without.remove(&view.pod);
+    }
+    let total = containers.len() + without.len();
+    containers.sort_by_cached_key(|view| {
+        let pod = sandboxes.get(&view.pod);
+        let name = pod.map(|pod| {
+            (
+                pod.config.name.namespace.clone(),
+                pod.config.name.name.clone(),
+            )
+        });
+        (name, view.created_at)
+    });
+    containers.truncate(most);
     // Measured together: each measurement looks at all pods once.
     let measured = pods.container_usage(containers).await?;
-    let mut without: BTreeMap<_, _> = sandboxes.iter().collect();
     let mut lines = Vec::new();
     for usage in &measured {
         if let Some(pod) = sandboxes.get(&usage.view.pod) {
-            without.remove(&usage.view.pod);
             lines.push(container(pod, usage, pods.container_kind(&usage.view.id)));
         }
     }
     lines.extend(without.into_values().map(|pod| sandbox(pod)));
     lines.sort_by_cached_key(|line| (line.namespace.clone(), line.pod.clone(), line.created_at));
-    Ok(lines)
+    lines.truncate(most);
+    let left_out = total - lines.len();
+    Ok((lines, left_out))
 }
 
 /// The containers of one pod, with what they use.

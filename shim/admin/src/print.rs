@@ -114,7 +114,7 @@ fn verdict(status: &admin::StatusReply) -> String {
 }
 
 /// The facts about the node, by name.
-fn facts(status: &admin::StatusReply) -> [(&'static str, String); 9] {
+pub(crate) fn facts(status: &admin::StatusReply) -> [(&'static str, String); 9] {
     let uptime = age(i64::try_from(status.uptime_s)
         .unwrap_or(0)
         .saturating_mul(SECOND));
@@ -176,7 +176,7 @@ pub(crate) fn containers(containers: &[admin::Container], now: i64) -> Vec<Vec<S
 }
 
 /// The row of a container, or of a sandbox that has none.
-fn container_row(line: &admin::Container, now: i64) -> Vec<String> {
+pub(crate) fn container_row(line: &admin::Container, now: i64) -> Vec<String> {
     let id = if line.id.is_empty() {
         &line.sandbox
     } else {

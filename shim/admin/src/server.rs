@@ -54,16 +54,23 @@ pub struct Facts {
     pub warnings: Vec<String>,
 }
 
-/// The parts that answers come from.
-pub struct Parts {
-    /// What the daemon does for an operator.
-    pub control: Arc<dyn Control>,
+/// What can be seen of the daemon.
+#[derive(Clone)]
+pub struct View {
     /// Facts of the daemon.
     pub facts: Facts,
     /// Pods and containers.
     pub pods: Pods,
     /// The image store.
     pub images: Images,
+}
+
+/// The parts that answers come from.
+pub struct Parts {
+    /// What the daemon does for an operator.
+    pub control: Arc<dyn Control>,
+    /// What can be seen of it.
+    pub view: View,
 }
 
 /// The socket cannot be bound.
@@ -150,7 +157,7 @@ impl AdminService for Admin {
         &self,
         _: Request<admin::StatusRequest>,
     ) -> Result<Response<admin::StatusReply>, Status> {
-        let reply = status::status(&self.parts, self.began.elapsed()).await;
+        let reply = status::status(&self.parts.view, self.began.elapsed()).await;
         Ok(Response::new(reply))
     }
 
@@ -159,8 +166,8 @@ impl AdminService for Admin {
         request: Request<admin::ListContainersRequest>,
     ) -> Result<Response<admin::ListContainersReply>, Status> {
         let all = request.into_inner().all;
-        let containers = listing::list(&self.parts.pods, all).await;
-        let containers = containers.map_err(|error| Status::internal(error.chain()))?;
+        let containers = listing::list(&self.parts.view.pods, all, usize::MAX).await;
+        let (containers, _) = containers.map_err(|error| Status::internal(error.chain()))?;
         Ok(Response::new(admin::ListContainersReply { containers }))
     }
 
@@ -169,7 +176,7 @@ impl AdminService for Admin {
         request: Request<admin::ExplainRequest>,
     ) -> Result<Response<admin::ExplainReply>, Status> {
         let name = request.into_inner().name;
-        let pods = explain::explain(&self.parts.pods, &name).await;
+        let pods = explain::explain(&self.parts.view.pods, &name).await;
         let pods = pods.map_err(|error| Status::internal(error.chain()))?;
         if pods.is_empty() {
             let text = format!(
@@ -184,7 +191,7 @@ impl AdminService for Admin {
         &self,
         _: Request<admin::TasksRequest>,
     ) -> Result<Response<admin::TasksReply>, Status> {
-        let tasks = tasks::tasks(&self.parts.pods).await;
+        let tasks = tasks::tasks(&self.parts.view.pods).await;
         Ok(Response::new(admin::TasksReply { tasks }))
     }
 
@@ -237,7 +244,7 @@ impl AdminService for Admin {
     ) -> Result<Response<Events>, Status> {
         let admin::EventsRequest { since_s, follow } = request.into_inner();
         let from = since(since_s, now());
-        let (kept, followed) = self.parts.pods.follow_history();
+        let (kept, followed) = self.parts.view.pods.follow_history();
         let kept = kept.into_iter().filter(move |entry| entry.at >= from);
         let kept = stream::iter(kept.map(|entry| Ok(event(&entry))));
         if !follow {

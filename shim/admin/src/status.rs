@@ -12,13 +12,13 @@ use coracle_lifecycle::ContainerKind;
 use coracle_proto::admin::v1 as admin;
 
 use super::listing::state_name;
-use super::server::{Facts, Parts};
+use super::server::{Facts, View};
 
 /// Free space below which the node deserves a look, in bytes.
 const LITTLE_SPACE: u64 = 1 << 30;
 
 /// The reply; the daemon has run for `uptime`.
-pub(crate) async fn status(parts: &Parts, uptime: Duration) -> admin::StatusReply {
+pub(crate) async fn status(parts: &View, uptime: Duration) -> admin::StatusReply {
     let facts = &parts.facts;
     let network = parts.pods.network_problem().await;
     let ready = network.is_none();
@@ -69,7 +69,7 @@ fn problems(facts: &Facts, network: Option<String>, free: u64, quarantined: u64)
     problems
 }
 
-fn sandboxes(parts: &Parts) -> Vec<admin::Count> {
+fn sandboxes(parts: &View) -> Vec<admin::Count> {
     let pods = parts.pods.pods();
     counts(pods.iter().map(|pod| {
         let state = if pod.ready { "ready" } else { "notready" };
@@ -77,7 +77,7 @@ fn sandboxes(parts: &Parts) -> Vec<admin::Count> {
     }))
 }
 
-fn containers(parts: &Parts) -> Vec<admin::Count> {
+fn containers(parts: &View) -> Vec<admin::Count> {
     let containers = parts.pods.containers();
     counts(containers.iter().map(|container| {
         let kind = parts.pods.container_kind(&container.id);

@@ -13,7 +13,7 @@ use super::subnet::Subnet;
 use super::values::{Invalid, invalid, plain_absolute, within};
 use super::{
     Cgroup, Config, Log, Network, Sandbox, cdi, exec, handlers, helpers, images, metrics, nri,
-    streaming, wasm,
+    streaming, tracing, wasm,
 };
 
 /// The number of pods whose id ranges must fit after `id_base`: a full node and as many again.
@@ -54,6 +54,7 @@ pub(super) fn check(file: &ConfigFile) -> Result<Config, Invalid> {
         streaming: streaming::check(&file.streaming)?,
         metrics: metrics::check(&file.metrics)?,
         cdi: cdi::check(&file.cdi)?,
+        tracing: tracing::check(&file.tracing)?,
         nri: nri::check(&file.nri, &file.run)?,
         handlers: handlers::check(&file.handlers)?,
     })

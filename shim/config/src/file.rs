@@ -19,6 +19,7 @@ pub use super::helpers::HelpersFile;
 pub use super::metrics::MetricsFile;
 pub use super::nri::NriFile;
 pub use super::streaming::StreamingFile;
+pub use super::tracing::TracingFile;
 
 /// Default of `root`.
 pub const ROOT: &str = "/var/lib/coracle";
@@ -66,6 +67,8 @@ pub struct ConfigFile {
     pub metrics: MetricsFile,
     /// `[cdi]`.
     pub cdi: CdiFile,
+    /// `[tracing]`.
+    pub tracing: TracingFile,
     /// `[nri]`.
     pub nri: NriFile,
     /// `[handlers.*]`.
@@ -89,6 +92,7 @@ impl Default for ConfigFile {
             streaming: StreamingFile::default(),
             metrics: MetricsFile::default(),
             cdi: CdiFile::default(),
+            tracing: TracingFile::default(),
             nri: NriFile::default(),
             handlers: HandlersFile::default(),
         }

@@ -28,6 +28,7 @@ mod settings;
 mod sources;
 mod streaming;
 mod subnet;
+mod tracing;
 mod values;
 mod wasm;
 
@@ -49,6 +50,7 @@ pub use rlimits::Rlimit;
 pub use settings::SettingsByKey;
 pub use streaming::Streaming;
 pub use subnet::{Family, Subnet};
+pub use tracing::{TraceCollector, Tracing};
 pub use wasm::Wasm;
 
 use file::{ConfigFile, SOCKET_NAME};
@@ -90,6 +92,8 @@ pub struct Config {
     pub metrics: Metrics,
     /// Devices by name.
     pub cdi: Cdi,
+    /// The collector of traces.
+    pub tracing: Tracing,
     /// Plugins that follow pods.
     pub nri: Nri,
     /// The RuntimeClass handlers.

@@ -36,7 +36,11 @@ impl ArchiveService for Cri {
     ) -> Result<Response<wire::ImportResponse>, Status> {
         (self.0.on_call)();
         // It takes as long as the archive needs; its client cancels it.
-        answered("Import", None, import(&self.0, request.into_inner())).await
+        let call = span::call(
+            "coracle.archives.v1.ArchiveService/Import",
+            request.metadata(),
+        );
+        answered(call, None, import(&self.0, request.into_inner())).await
     }
 
     async fn export(
@@ -44,7 +48,11 @@ impl ArchiveService for Cri {
         request: Request<wire::ExportRequest>,
     ) -> Result<Response<Self::ExportStream>, Status> {
         (self.0.on_call)();
-        answered("Export", None, export(&self.0, request.into_inner())).await
+        let call = span::call(
+            "coracle.archives.v1.ArchiveService/Export",
+            request.metadata(),
+        );
+        answered(call, None, export(&self.0, request.into_inner())).await
     }
 
     async fn list_transfers(

@@ -31,6 +31,7 @@ pub(super) async fn create(
     let config = convert::container_config(request, &grants, handler)?;
     let pod = pod?;
     let id = shared.pods.create_container(&pod, config).await?;
+    span::made("container.id", id.as_str());
     Ok(convert::create_reply(&id))
 }
 

@@ -47,7 +47,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tonic::transport::Server;
 use tonic::{Code, Request, Response, Status};
-use tracing::{Instrument as _, debug, info, warn};
+use tracing::{debug, info, warn};
 
 use self::policy::Policies;
 pub use self::runtime::{CgroupDriver, Node};
@@ -207,7 +207,7 @@ impl Cri {
     /// Answers `request` with `act`, under its client's deadline or else `own`.
     async fn answer<Q, A, F>(
         &self,
-        rpc: &'static str,
+        method: &'static str,
         own: Option<Duration>,
         request: Request<Q>,
         act: fn(Arc<Shared>, Q) -> F,
@@ -219,19 +219,21 @@ impl Cri {
             .map(before_the_transport)
             .or(own);
         (self.0.on_call)();
-        answered(rpc, limit, act(self.0.clone(), request.into_inner())).await
+        let call = span::call(method, request.metadata());
+        answered(call, limit, act(self.0.clone(), request.into_inner())).await
     }
 }
 
-/// Answers one RPC with `work`: in a span, within `limit`. A panic is caught; a failure becomes a gRPC status and is
+/// Answers one RPC with `work`: in its spans, within `limit`. A panic is caught; a failure becomes a gRPC status and is
 /// logged once. At its limit, or when the client goes away, `work` is dropped.
 async fn answered<A>(
-    rpc: &'static str,
+    call: span::Call,
     limit: Option<Duration>,
     work: impl Future<Output = Result<A, Failure>>,
 ) -> Result<Response<A>, Status> {
     let work = AssertUnwindSafe(work).catch_unwind();
-    let call = async move {
+    let rpc = call.rpc;
+    call.run(async move {
         let counted = calls::begin(rpc);
         let began = Instant::now();
         let outcome = match limit {
@@ -258,8 +260,8 @@ async fn answered<A>(
                 Err(status)
             }
         }
-    };
-    call.instrument(span::call(rpc)).await
+    })
+    .await
 }
 
 /// The deadline that the client sent in `grpc-timeout`: at most 8 digits and a unit.
@@ -329,7 +331,8 @@ mod tests {
         limit: Option<Duration>,
         work: impl Future<Output = Result<u8, Failure>>,
     ) -> Result<u8, Code> {
-        answered("Status", limit, work)
+        let call = span::call("runtime.v1.RuntimeService/Status", &Default::default());
+        answered(call, limit, work)
             .await
             .map(Response::into_inner)
             .map_err(|status| status.code())

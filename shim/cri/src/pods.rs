@@ -20,7 +20,9 @@ pub(super) async fn run(
 ) -> Result<cri::RunPodSandboxResponse, Failure> {
     let config = convert::sandbox_config(request, &shared.policies.get())?;
     span::pod(&config.name);
+    span::handler(config.shown_handler());
     let id = shared.pods.run_pod(config).await?;
+    span::made("coracle.sandbox.id", id.as_str());
     Ok(convert::run_pod_reply(&id))
 }
 

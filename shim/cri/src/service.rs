@@ -58,13 +58,13 @@ macro_rules! serve {
         impl $service for Cri {
             $(async fn $method(&self, request: Request<cri::$request>) -> Result<Response<cri::$reply>, Status> {
                 let limit = $limit(request.get_ref());
-                self.answer($rpc, limit, request, $act).await
+                self.answer(concat!("runtime.v1.", stringify!($service), "/", $rpc), limit, request, $act).await
             })*
             $(
                 type $stream = Replies<cri::$sreply>;
 
                 async fn $smethod(&self, request: Request<cri::$srequest>) -> Result<Response<Self::$stream>, Status> {
-                    self.answer($srpc, Some(USUAL), request, $sact).await
+                    self.answer(concat!("runtime.v1.", stringify!($service), "/", $srpc), Some(USUAL), request, $sact).await
                 }
             )*
         }

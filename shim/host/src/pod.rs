@@ -25,6 +25,7 @@ use coracle_lifecycle::{
 use coracle_network::{self as network, Attachment, Namespaces, cni};
 use coracle_spec::id::PodId;
 use futures_channel::mpsc::UnboundedReceiver;
+use tracing::{Instrument as _, info_span};
 
 use super::errors::network_error;
 use super::{Host, blocking, io_error, pass, remove_tree, runtime_error};
@@ -50,9 +51,10 @@ impl Host {
         record: &PodRecord,
     ) -> Result<CreatedSandbox, Error> {
         let (host, plan) = (Arc::clone(self), record.clone());
+        let span = info_span!(target: "otel", "sandbox.prepare");
         let (setup, attachment) = blocking("making a sandbox", move || {
             let mut attachment = None;
-            let made = host.setup(&plan, &mut attachment);
+            let made = span.in_scope(|| host.setup(&plan, &mut attachment));
             Ok((made, attachment))
         })
         .await?;
@@ -72,6 +74,7 @@ impl Host {
         if !systemd::is_scope(&scope_path) {
             return Ok(());
         }
+        let span = info_span!(target: "otel", "cgroup.scope");
         let (cgroups, scopes) = (self.parts.cgroups.clone(), self.parts.scopes.clone());
         let (leaf, pod) = (self.keeper_cgroup(record), record.id.clone());
         blocking("making a scope", move || {
@@ -80,6 +83,7 @@ impl Host {
                 Error::because(Kind::Io, format!("make the scope of sandbox {pod}"), error)
             })
         })
+        .instrument(span)
         .await
     }
 
@@ -91,6 +95,7 @@ impl Host {
         pass("run.keeper")?;
         let attachment = setup.attachment.clone();
         let born = self.parts.spawner.keeper(self.new_keeper(record, setup));
+        let born = born.instrument(info_span!(target: "otel", "keeper.fork"));
         let born = born
             .await
             .map_err(|error| runtime_error(named("fork the keeper", record), error))?;
@@ -179,11 +184,12 @@ impl Host {
         }
         let left = self.detach_plugins(record).await;
         let (host, record) = (Arc::clone(self), record.clone());
+        let span = info_span!(target: "otel", "sandbox.release");
         let down = blocking("taking a sandbox down", move || {
             let attachment = record.phase.live().and_then(|live| live.attachment.clone());
             host.release_resources(&record, attachment.as_ref())
         });
-        left.and(down.await)
+        left.and(down.instrument(span).await)
     }
 
     /// Tries every step and returns the first error. Where plugins have not detached the pod, the network namespace

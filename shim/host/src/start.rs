@@ -12,6 +12,7 @@ use coracle_lifecycle::{Error, Kind, LinuxPlan, Payload, SeccompPlan, StartReque
 use coracle_sandbox::profile::Profile;
 use coracle_spec::id::ContainerId;
 use coracle_spec::{ContainerSpec, LinuxSpec, Root, SPEC_VERSION, WasmSpec, Workload};
+use tracing::{Instrument as _, info_span};
 
 use super::{Host, blocking, log, pass, runtime_error};
 
@@ -29,7 +30,8 @@ impl Host {
         .await?;
         let plan = &request.plan;
         let mut spec = self.spec(&request)?;
-        let payload = self.payload(&request, &mut spec).await?;
+        let span = info_span!(target: "otel", "container.prepare");
+        let payload = self.payload(&request, &mut spec).instrument(span).await?;
         let options = StartOptions {
             container: request.id.clone(),
             spec,
@@ -38,7 +40,9 @@ impl Host {
             log,
         };
         pass("start.order")?;
-        let started = request.keeper.start(options, &self.parts.filters).await;
+        let span = info_span!(target: "otel", "container.spawn");
+        let started = request.keeper.start(options, &self.parts.filters);
+        let started = started.instrument(span).await;
         start_result(&request.id, started)
     }
 

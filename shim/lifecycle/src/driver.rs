@@ -36,7 +36,7 @@ use coracle_spec::id::ContainerId;
 use futures_channel::mpsc::{UnboundedReceiver, unbounded};
 use futures_util::FutureExt as _;
 use tokio::sync::mpsc::UnboundedSender;
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span};
 
 use super::config::{ContainerConfig, Resources};
 use super::error::{Error, Kind};
@@ -192,6 +192,8 @@ pub struct Driver {
     /// Containers with a directory but no record, which the sweep at the start removes.
     dead: Vec<ContainerId>,
     engine_hash: String,
+    /// The span of the request that is handled; its effects belong to that trace.
+    cause: Span,
     /// What plugins are still to be told; `None` before the first event.
     notices: Option<UnboundedSender<plugins::Notice>>,
     /// The number of the last event among them.
@@ -238,6 +240,7 @@ impl Driver {
             reading_pause: unreadable::FIRST_PAUSE,
             dead: Vec::new(),
             engine_hash: String::new(),
+            cause: Span::none(),
             notices: None,
             told: 0,
             told_of_stop: false,
@@ -250,9 +253,10 @@ impl Driver {
         }
     }
 
-    /// Creates a new pod and drives it until it is gone.
-    pub async fn begin(mut self) {
+    /// Creates a new pod, in the trace of `cause`, and drives it until it is gone.
+    pub async fn begin(mut self, cause: Span) {
         let span = self.span();
+        self.cause = cause;
         span.in_scope(|| self.create_pod());
         self.run().await;
     }
@@ -265,6 +269,7 @@ impl Driver {
 
     async fn drive(mut self) {
         self.reconcile().await;
+        self.cause = Span::none();
         while self.record.phase != PodPhase::Gone {
             let deadline = self
                 .containers
@@ -278,13 +283,17 @@ impl Driver {
                 () = sleep_until(deadline) => self.pass_deadlines().await,
             }
             self.reconcile().await;
+            self.cause = Span::none();
         }
         self.end();
     }
 
     async fn handle_message(&mut self, message: Message) {
         match message {
-            Message::Request(request) => self.handle_request(request).await,
+            Message::Request(request, cause) => {
+                self.cause = cause;
+                self.handle_request(request).await;
+            }
             Message::Container(id, completion) => self.handle_completion(id, completion).await,
             Message::SandboxCreated(result) => self.created(result).await,
             Message::TornDown(result) => self.torn_down(result).await,
@@ -359,7 +368,7 @@ impl Driver {
             // Err: the driver has ended, which it does only when no message can follow.
             let _ = sender.unbounded_send(message(result));
         };
-        tokio::spawn(task.in_current_span());
+        tokio::spawn(task.in_current_span().instrument(self.cause.clone()));
     }
 
     /// Runs `watch` in a task of its own until it yields a message or the handle is dropped.

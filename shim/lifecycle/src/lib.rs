@@ -83,6 +83,7 @@ use coracle_spec::IdRange;
 use coracle_spec::id::{ContainerId, PodId};
 use futures_util::future::BoxFuture;
 use tokio::sync::{broadcast, oneshot};
+use tracing::{Span, info_span};
 
 use driver::{Driver, Mailbox, Message, Reply, Request, Shared};
 pub use driver::{Inspection, PodRecords, Purpose};
@@ -200,7 +201,8 @@ impl Pods {
             phase: PodPhase::Starting,
         };
         let slot = Slot::new(host.layout().pod_directory(id), host.syncer());
-        tokio::spawn(Driver::new(Arc::clone(&self.shared), record, slot, share, mail).begin());
+        let driver = Driver::new(Arc::clone(&self.shared), record, slot, share, mail);
+        tokio::spawn(driver.begin(driver_span()));
         Ok(())
     }
 
@@ -376,9 +378,14 @@ async fn send_request<T>(
     // A driver ends only when its pod is gone.
     let gone = || Error::new(Kind::Missing, "its sandbox was removed meanwhile");
     mailbox
-        .unbounded_send(Message::Request(request(reply)))
+        .unbounded_send(Message::Request(request(reply), driver_span()))
         .map_err(|_| gone())?;
     answer.await.map_err(|_| gone())?
+}
+
+/// What a driver does for the call in whose trace this is; nothing outside of one.
+fn driver_span() -> Span {
+    info_span!(target: "otel", "driver")
 }
 
 fn only<T>(what: &str, text: &str, mut found: Vec<T>) -> Result<T, Error> {

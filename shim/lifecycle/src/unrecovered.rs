@@ -229,7 +229,7 @@ impl UnrecoveredPod {
     }
 
     fn handle_message(&mut self, message: Message) {
-        let Message::Request(request) = message else {
+        let Message::Request(request, _) = message else {
             return;
         };
         match request {

@@ -7,14 +7,17 @@
 //! Must not know: what the text says.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
-use http::header::{ACCEPT, ALLOW, CONTENT_TYPE};
+use http::header::{
+    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, REFERRER_POLICY,
+    X_CONTENT_TYPE_OPTIONS,
+};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::StreamBody;
 use hyper::body::{Frame, Incoming};
@@ -44,17 +47,25 @@ static MAKING: Semaphore = Semaphore::const_new(1);
 /// Text in parts, each made when the one before it is sent. Making one may block.
 pub type Chunks = Box<dyn Iterator<Item = String> + Send>;
 
+/// What the listener answers.
+pub enum Answer {
+    /// Text of metrics.
+    Metrics(Chunks),
+    /// A document for browsers.
+    Page(Arc<str>),
+}
+
 /// What the listener serves.
 pub trait Source: Send + Sync + 'static {
     /// The paths that there are.
     fn paths(&self) -> &'static [&'static str];
 
-    /// The text of one of [`Source::paths`]. Errors: a reason, for the client.
+    /// What is at one of [`Source::paths`]. Errors: a reason, for the client.
     fn gather(
         self: Arc<Self>,
         path: &'static str,
         format: Format,
-    ) -> BoxFuture<'static, Result<Chunks, String>>;
+    ) -> BoxFuture<'static, Result<Answer, String>>;
 }
 
 /// The listener cannot start: its address is in use, or not this node's.
@@ -147,13 +158,57 @@ async fn answer(request: &Request<Incoming>, source: Arc<dyn Source>) -> Respons
     let accept = accept.and_then(|value| value.to_str().ok());
     let format = Format::accepted(accept.unwrap_or_default());
     match tokio::time::timeout(GATHER_LIMIT, source.gather(path, format)).await {
-        Ok(Ok(chunks)) => response(StatusCode::OK, format.content_type(), frames(chunks)),
+        Ok(Ok(Answer::Metrics(chunks))) => {
+            response(StatusCode::OK, format.content_type(), frames(chunks))
+        }
+        Ok(Ok(Answer::Page(page))) if names_this_node(request.headers().get(HOST)) => {
+            document(&page)
+        }
+        Ok(Ok(Answer::Page(_))) => {
+            let text = "the page is shown at an address or at localhost only\n";
+            plain(StatusCode::MISDIRECTED_REQUEST, text.to_owned())
+        }
         Ok(Err(reason)) => plain(StatusCode::INTERNAL_SERVER_ERROR, reason + "\n"),
         Err(_) => {
             let text = format!("nothing was gathered within {} s\n", GATHER_LIMIT.as_secs());
             plain(StatusCode::SERVICE_UNAVAILABLE, text)
         }
     }
+}
+
+/// Whether a request's `Host` cannot be a name of somebody else, who let it resolve to this node so that a script of theirs, in
+/// a browser here, reads the page.
+fn names_this_node(host: Option<&http::HeaderValue>) -> bool {
+    let Some(host) = host else { return true };
+    let Ok(host) = host.to_str() else {
+        return false;
+    };
+    let is_port = |port: &str| port.bytes().all(|c| c.is_ascii_digit());
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if is_port(port) => name,
+        _ => host,
+    };
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost") || address.parse::<IpAddr>().is_ok()
+}
+
+/// A document: it may load and run nothing, and be shown nowhere but in a window of its own.
+fn document(page: &str) -> Response<Body> {
+    let frame: Result<_, JoinError> = Ok(Frame::data(Bytes::copy_from_slice(page.as_bytes())));
+    let frames = Box::pin(stream::once(std::future::ready(frame)));
+    let mut response = response(StatusCode::OK, "text/html; charset=utf-8", frames);
+    for (name, value) in [
+        (
+            CONTENT_SECURITY_POLICY,
+            "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        ),
+        (REFERRER_POLICY, "no-referrer"),
+        (CACHE_CONTROL, "no-store"),
+    ] {
+        let value = http::HeaderValue::from_static(value);
+        response.headers_mut().insert(name, value);
+    }
+    response
 }
 
 fn plain(status: StatusCode, text: String) -> Response<Body> {
@@ -167,6 +222,10 @@ fn response(status: StatusCode, content_type: &'static str, frames: Frames) -> R
     *response.status_mut() = status;
     let content_type = http::HeaderValue::from_static(content_type);
     response.headers_mut().insert(CONTENT_TYPE, content_type);
+    let no_sniffing = http::HeaderValue::from_static("nosniff");
+    response
+        .headers_mut()
+        .insert(X_CONTENT_TYPE_OPTIONS, no_sniffing);
     response
 }
 
@@ -219,6 +278,30 @@ mod tests {
             let sent: Vec<u8> = sent.flat_map(|data| data.unwrap()).collect();
             assert_eq!(sent, b"0\n1\n2\n");
         }
+    }
+
+    #[test]
+    fn a_name_of_somebody_else_is_refused() {
+        let of = |host: &'static str| names_this_node(Some(&http::HeaderValue::from_static(host)));
+        for good in [
+            "127.0.0.1:9487",
+            "127.0.0.1",
+            "[::1]:9487",
+            "localhost:9487",
+            "LocalHost",
+        ] {
+            assert!(of(good), "{good}");
+        }
+        for bad in [
+            "evil.example:9487",
+            "127.0.0.1.evil.example",
+            "",
+            "evil",
+            "localhost.evil.example:1",
+        ] {
+            assert!(!of(bad), "{bad}");
+        }
+        assert!(names_this_node(None));
     }
 
     #[tokio::test]

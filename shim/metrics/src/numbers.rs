@@ -80,7 +80,12 @@ impl<const N: usize> Counters<N> {
 
     /// Counts one.
     pub fn count(&self, labels: Labels<N>) {
-        self.0.change(labels, |value| *value += 1);
+        self.add(labels, 1);
+    }
+
+    /// Counts `number` of them.
+    pub fn add(&self, labels: Labels<N>, number: u64) {
+        self.0.change(labels, |value| *value += number);
     }
 
     /// Shows this counter as 0 until it counts.

@@ -16,6 +16,7 @@ use coracle_lifecycle::{
 use coracle_proto::nri::v1 as nri;
 use futures_util::future::BoxFuture;
 use prost::Message;
+use tracing::{Instrument as _, info_span};
 
 use super::Nri;
 use super::adjust::{Adjustments, Rules, merge_limits};
@@ -56,9 +57,16 @@ impl Nri {
         if !is_news {
             return Ok(None);
         }
-        let answer = session.event(event, request, &subject.request).await;
-        drop(turn);
         let name = session.name();
+        let span = info_span!(
+            target: "otel",
+            "nri",
+            otel.name = format!("nri.{}", event.method()),
+            nri.plugin = name
+        );
+        let answer = session.event(event, request, &subject.request);
+        let answer = answer.instrument(span).await;
+        drop(turn);
         match answer {
             Ok(answer) => Ok(Some(answer)),
             Err(CallError::Closed) => Ok(None),

@@ -144,6 +144,8 @@ fn filter(levels: &Levels) -> Targets {
         .with_default(others)
         .with_target("coracle", own)
         .with_targets(targets.map(|(target, level)| (target.clone(), filter_of(*level))))
+        // Lines say on their own what they are about.
+        .with_target(coracle_trace::TARGET, LevelFilter::OFF)
 }
 
 fn filter_of(level: LogLevel) -> LevelFilter {
@@ -175,6 +177,7 @@ mod tests {
         assert!(info.would_enable("h2::codec", &Level::WARN));
         assert!(!of(LogLevel::Error).would_enable("h2::codec", &Level::WARN));
         assert!(of(LogLevel::Trace).would_enable("h2::codec", &Level::TRACE));
+        assert!(!of(LogLevel::Trace).would_enable(coracle_trace::TARGET, &Level::ERROR));
     }
 
     #[test]

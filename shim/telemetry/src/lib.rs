@@ -26,13 +26,15 @@ pub use snapshot::{Object, PodSamples, Sample, Snapshot};
 use std::sync::Arc;
 
 use coracle_metrics::Format;
-use coracle_metrics::listener::{Chunks, Source};
-use futures_util::future::BoxFuture;
+use coracle_metrics::listener::Chunks;
 
 /// The path of the containers' series, as the kubelet calls it.
 const CONTAINERS: &str = "/metrics/cadvisor";
 /// The path of the daemon's own series.
 const OWN: &str = "/metrics";
+
+/// The paths of all series.
+pub const PATHS: [&str; 2] = [OWN, CONTAINERS];
 
 /// Everything that a scrape can get.
 #[derive(Debug)]
@@ -43,23 +45,14 @@ pub struct Scrapes {
     pub daemon: Daemon,
 }
 
-impl Source for Scrapes {
-    fn paths(&self) -> &'static [&'static str] {
-        &[OWN, CONTAINERS]
-    }
-
-    fn gather(
-        self: Arc<Self>,
-        path: &'static str,
-        format: Format,
-    ) -> BoxFuture<'static, Result<Chunks, String>> {
-        Box::pin(async move {
-            if path == OWN {
-                return Ok(self.daemon.text(format));
-            }
-            let snapshot = self.containers.snapshot().await;
-            let snapshot = snapshot.map_err(|error| error.chain())?;
-            Ok(snapshot::text(snapshot, format))
-        })
+impl Scrapes {
+    /// The text at one of [`PATHS`]. Errors: a reason, for the client.
+    pub async fn text(&self, path: &'static str, format: Format) -> Result<Chunks, String> {
+        if path == OWN {
+            return Ok(self.daemon.text(format));
+        }
+        let snapshot = self.containers.snapshot().await;
+        let snapshot = snapshot.map_err(|error| error.chain())?;
+        Ok(snapshot::text(snapshot, format))
     }
 }

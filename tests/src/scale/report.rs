@@ -53,7 +53,8 @@ pub fn table(figures: &Figures) -> String {
 fn add_node(text: &mut String, figures: &Figures) {
     let [idle, full, after] = figures.daemon_rss_kib.map(|kib| kib as f64);
     let median = |values: &[f64]| quantile(values, 0.5);
-    let rows: [(&str, &[f64]); 7] = [
+    let scrape = &figures.scrape;
+    let rows: [(&str, &[f64]); 9] = [
         (
             "MemAvailable lost a pod, KiB",
             &[figures.memavailable_kib_per_pod],
@@ -70,6 +71,14 @@ fn add_node(text: &mut String, figures: &Figures) {
         (
             "ListPodSandboxStats, median ms",
             &[median(&figures.sandbox_stats_ms)],
+        ),
+        (
+            "scrape of all containers, slowest ms, MiB",
+            &[scrape.ms, scrape.bytes as f64 / f64::from(1 << 20)],
+        ),
+        (
+            "a scrape: CPU ms, memory of the daemon KiB",
+            &[scrape.cpu_ms, scrape.rss_kib as f64],
         ),
         (
             "start after kill -9 until it answers, ms",
@@ -112,6 +121,10 @@ pub fn json(figures: &Figures) -> Value {
         "list_ms_p99": quantile(&figures.lists_ms, 0.99),
         "container_stats_ms": quantile(&figures.container_stats_ms, 0.5),
         "sandbox_stats_ms": quantile(&figures.sandbox_stats_ms, 0.5),
+        "scrape_ms": figures.scrape.ms,
+        "scrape_bytes": figures.scrape.bytes,
+        "scrape_cpu_ms": figures.scrape.cpu_ms,
+        "scrape_rss_kib": figures.scrape.rss_kib,
         "restart_ms": figures.restart_ms,
         "remove_all_s": figures.remove_all_s,
     }})

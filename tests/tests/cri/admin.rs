@@ -25,7 +25,7 @@ fn output(daemon: &Daemon, args: &[&str]) -> Output {
 }
 
 /// What a command that succeeds prints.
-fn said(daemon: &Daemon, args: &[&str]) -> String {
+pub fn said(daemon: &Daemon, args: &[&str]) -> String {
     let output = output(daemon, args);
     let wrong = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{args:?}: {wrong}");

@@ -31,7 +31,7 @@ const MAY_LACK_SAMPLES: [&str; 9] = [
     "container_memory_max_usage_bytes",
 ];
 
-async fn listening() -> Daemon {
+pub async fn listening() -> Daemon {
     daemon_with(Options {
         config: "[metrics]\naddress = \"127.0.0.1:0\"\n".into(),
         ..Options::default()
@@ -40,7 +40,7 @@ async fn listening() -> Daemon {
 }
 
 /// The address that the daemon says it serves metrics on.
-fn address(daemon: &Daemon) -> String {
+pub fn address(daemon: &Daemon) -> String {
     let log = daemon.log();
     let line = log.lines().rfind(|line| line.contains("serving metrics"));
     let (_, address) = line.unwrap().split_once("address=").unwrap();
@@ -48,7 +48,7 @@ fn address(daemon: &Daemon) -> String {
 }
 
 /// The head and the body of the answer to `request` of HTTP/1.0, which is not sent in parts.
-fn exchange(daemon: &Daemon, request: &str) -> (String, String) {
+pub fn exchange(daemon: &Daemon, request: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address(daemon)).unwrap();
     stream
         .set_read_timeout(Some(Duration::from_secs(30)))
@@ -60,7 +60,7 @@ fn exchange(daemon: &Daemon, request: &str) -> (String, String) {
     (head.to_owned(), body.to_owned())
 }
 
-fn scrape(daemon: &Daemon, path: &str) -> String {
+pub fn scrape(daemon: &Daemon, path: &str) -> String {
     let (head, body) = exchange(daemon, &format!("GET {path} HTTP/1.0"));
     assert!(head.starts_with("HTTP/1.0 200 "), "{head}");
     assert!(head.contains("text/plain; version=0.0.4"), "{head}");
@@ -79,7 +79,7 @@ fn samples(text: &str) -> Vec<(&str, &str, f64)> {
     lines.map(sample).collect()
 }
 
-fn value(text: &str, name: &str, labels: &[&str]) -> f64 {
+pub fn value(text: &str, name: &str, labels: &[&str]) -> f64 {
     let fits = |(found, of, _): &&(&str, &str, f64)| {
         *found == name && labels.iter().all(|label| of.contains(label))
     };

@@ -17,6 +17,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::{Child, Command};
+use tracing::{Instrument as _, info_span};
 
 use super::error::{Error, plain};
 use super::verb::Verb;
@@ -109,6 +110,17 @@ impl Runner {
     /// Runs the plugin and returns its standard output.
     /// Errors: no such plugin; it cannot be executed, fails, writes too much or takes too long.
     pub async fn run(&self, invocation: &Invocation<'_>) -> Result<Vec<u8>, Error> {
+        let span = info_span!(
+            target: "otel",
+            "cni.plugin",
+            cni.plugin = invocation.plugin,
+            cni.op = invocation.verb.as_str(),
+            cni.network = invocation.network
+        );
+        self.run_program(invocation).instrument(span).await
+    }
+
+    async fn run_program(&self, invocation: &Invocation<'_>) -> Result<Vec<u8>, Error> {
         let program = self.find(invocation.network, invocation.plugin)?;
         let begun = Instant::now();
         let child = self.spawn(&program, invocation).await?;

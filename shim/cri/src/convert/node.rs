@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 
-use coracle_lifecycle::Handler;
 use coracle_proto::runtime::v1 as cri;
 use serde_json::json;
 
@@ -46,7 +45,7 @@ pub(crate) fn status_reply(
         info,
         runtime_handlers: handlers
             .names()
-            .map(|(name, base)| handler(node, name, base))
+            .map(|(name, _)| handler(node, name))
             .collect(),
         features: Some(cri::RuntimeFeatures {
             supplemental_groups_policy: true,
@@ -78,10 +77,10 @@ fn config(node: &Node, handlers: &Policies) -> String {
     .to_string()
 }
 
-fn handler(node: &Node, name: &str, base: Handler) -> cri::RuntimeHandler {
+fn handler(node: &Node, name: &str) -> cri::RuntimeHandler {
     let features = cri::RuntimeHandlerFeatures {
         recursive_read_only_mounts: true,
-        user_namespaces: !base.is_wasm_only() && node.maps_users,
+        user_namespaces: node.maps_users,
     };
     cri::RuntimeHandler {
         name: name.to_owned(),
@@ -165,8 +164,9 @@ mod tests {
         assert!(
             of("").recursive_read_only_mounts && of("coracle-strict").recursive_read_only_mounts
         );
-        assert!(of("coracle").user_namespaces);
-        assert!(!of("coracle-wasm").user_namespaces);
+        for name in ["coracle", "coracle-wasm", "coracle-strict"] {
+            assert!(of(name).user_namespaces, "{name}");
+        }
     }
 
     #[test]

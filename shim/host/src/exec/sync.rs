@@ -13,6 +13,7 @@ use std::time::Duration;
 use coracle_control::keeper::{Exec, ExecStreams};
 use coracle_lifecycle::{Error, ExecOutput, Kind, StartRequest};
 use tokio::net::unix::pipe::Receiver;
+use tracing::{Instrument as _, info_span};
 
 use super::budget::{Budget, Share};
 use super::leaf::Leaf;
@@ -49,7 +50,9 @@ impl Host {
         let what = || format!("exec in container {}", request.id);
         let mut streams = Streams::new(out, err, &self.exec_budget)?;
         let run = async {
-            let started = request.keeper.exec(order, &self.parts.filters).await;
+            let span = info_span!(target: "otel", "exec");
+            let started = request.keeper.exec(order, &self.parts.filters);
+            let started = started.instrument(span).await;
             let mut exec = started.map_err(|error| runtime_error(what(), error))?;
             leaf.process = Some(exec.process.clone());
             streams.collect(&mut exec).await

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use coracle_lifecycle::{CreatedSandbox, Error, NamespaceMode, PodRecord};
 use coracle_network::{self as network, Attachment, NetworkConfig, Provider, Resolver, cni};
 use coracle_spec::egress::Egress;
+use tracing::{Instrument as _, info_span};
 
 use super::{KeeperSetup, end_process};
 use crate::errors::{cni_error, network_error};
@@ -50,7 +51,8 @@ impl Host {
         mut setup: KeeperSetup,
     ) -> Result<CreatedSandbox, Error> {
         let Some(cni_plan) = setup.cni_plan.take() else {
-            return self.start_keeper(record, setup).await;
+            let span = info_span!(target: "otel", "keeper.start");
+            return self.start_keeper(record, setup).instrument(span).await;
         };
         let joined = async {
             let added = self.parts.network.cni().add(cni_plan).await;
@@ -61,7 +63,10 @@ impl Host {
                 )
             })
         };
-        match tokio::join!(joined, self.start_keeper(record, setup)) {
+        let attach = info_span!(target: "otel", "network.attach", cni.network = "cni");
+        let keeper = info_span!(target: "otel", "keeper.start");
+        let keeper = self.start_keeper(record, setup).instrument(keeper);
+        match tokio::join!(joined.instrument(attach), keeper) {
             (Ok(addresses), Ok(mut created)) => {
                 let attachment = Attachment::by_plugins(record.id.as_str(), addresses);
                 created.attachment = Some(attachment);

@@ -13,6 +13,7 @@ use coracle_cgroup::systemd;
 use coracle_control::keeper;
 use coracle_lifecycle::{Error, IdMapping, Kind, NamespaceMode, PodRecord, SandboxConfig};
 use coracle_network::{self as network, Attachment, IdMaps, NamespaceConfig, Namespaces};
+use tracing::info_span;
 
 use super::plugins::network_config;
 use super::{KeeperSetup, named};
@@ -70,6 +71,8 @@ impl Host {
         pass("run.network")?;
         if let Some(netns) = namespaces.net.as_ref().filter(|_| !has_plugins) {
             let network = &self.parts.network;
+            let _span =
+                info_span!(target: "otel", "network.attach", cni.network = "builtin").entered();
             let made = network.attach(&network_config(record), netns.as_fd());
             *attached = Some(
                 made.map_err(|error| network_error(named("attach the network", record), error))?,

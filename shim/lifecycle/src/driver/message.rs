@@ -11,6 +11,7 @@ use coracle_spec::Exit;
 use coracle_spec::id::ContainerId;
 use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
+use tracing::Span;
 
 use super::inspect::Inspection;
 use super::plugins::PodRecords;
@@ -30,8 +31,8 @@ pub type Mailbox = UnboundedSender<Message>;
 
 /// One message.
 pub enum Message {
-    /// A request of the kubelet.
-    Request(Request),
+    /// A request of the kubelet, and the span of its trace.
+    Request(Request, Span),
     /// The pod was created and recorded as ready, or all of it was undone.
     SandboxCreated(Result<Box<ReadySandbox>, Error>),
     /// Keeper, network and cgroup are gone.

@@ -1,7 +1,9 @@
 //! Who a container runs as: numbers and names, primary and supplementary groups, user namespaces.
 
 use coracle_proto::runtime::v1 as cri;
+use coracle_tests::client;
 use coracle_tests::daemon::Daemon;
+use coracle_tests::procs::Role;
 use cri::{NamespaceMode, SupplementalGroupsPolicy};
 use tonic::Code;
 
@@ -9,7 +11,7 @@ use super::shell::{
     daemon, fresh, host_dir, host_pid, look, mount, on_peer, pod_security, program, run, security,
     sh,
 };
-use crate::site::{Pod, refused};
+use crate::site::{Pod, refused, tool};
 
 const IDS: &str = "id -u; id -g; id -G | tr ' ' '\\n' | sort -n | tr '\\n' ' '";
 
@@ -254,6 +256,54 @@ async fn maps_that_cannot_be_are_refused() {
         // Maps that are valid and not offered are another refusal than those that cannot be.
         let codes = [Code::InvalidArgument, Code::Unimplemented];
         assert!(codes.contains(&refusal.code()), "{what}: {refusal}");
+    }
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_wasm_pod_gets_the_ids_that_the_kubelet_assigned_under_every_handler() {
+    if on_peer() {
+        return;
+    }
+    let daemon = daemon().await;
+    let mut runtime = daemon.cri().runtime;
+    let status = runtime.status(cri::StatusRequest::default()).await;
+    let offered = status.unwrap().into_inner().runtime_handlers;
+    for (at, handler) in ["coracle", "coracle-wasm", "coracle-strict"]
+        .iter()
+        .enumerate()
+    {
+        let named = offered.iter().find(|offered| offered.name == *handler);
+        assert!(
+            named.unwrap().features.unwrap().user_namespaces,
+            "{handler}"
+        );
+        let first = 700_000 + 100_000 * at as u32;
+        let config = in_userns(&daemon, handler, first);
+        let cri = daemon.cri();
+        let id = cri.run_pod_with(&config, handler).await.unwrap();
+        let pod = Pod { cri, config, id };
+        let before = daemon.processes(Role::Guest);
+        let before: Vec<i32> = before.iter().map(|guest| guest.pid).collect();
+        let own = pod.config.linux.as_ref().unwrap();
+        let own = own.security_context.as_ref().unwrap();
+        let mut wanted = client::container("main", tool(), &["sleep"]);
+        security(&mut wanted).namespace_options = own.namespace_options.clone();
+        pod.start(&wanted).await;
+        let guests = daemon.processes(Role::Guest).into_iter();
+        let mut guests = guests.filter(|guest| !before.contains(&guest.pid));
+        let guest = guests.next().unwrap().pid;
+        for kind in ["Uid:", "Gid:"] {
+            let status = std::fs::read_to_string(format!("/proc/{guest}/status")).unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix(kind));
+            for id in line.unwrap().split_whitespace() {
+                let id: u32 = id.parse().unwrap();
+                assert!(
+                    (first..first + 65_536).contains(&id),
+                    "{handler}: {kind} {id}"
+                );
+            }
+        }
     }
     daemon.finish().await.unwrap();
 }
