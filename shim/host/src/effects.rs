@@ -186,8 +186,8 @@ impl coracle_lifecycle::Host for Host {
         Host::kill(self, process, cgroup)
     }
 
-    fn change_limits(&self, path: &str, change: &Limits) -> Result<(), Error> {
-        Host::change_limits(self, path, change)
+    fn change_limits(&self, plan: &Plan, change: &Limits) -> Result<(), Error> {
+        Host::change_limits(self, plan, change)
     }
 
     fn oom_kills(&self, cgroup: &str) -> u64 {

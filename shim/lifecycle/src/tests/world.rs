@@ -229,7 +229,7 @@ impl Host for World {
         Ok(())
     }
 
-    fn change_limits(&self, _: &str, _: &Limits) -> Result<(), Error> {
+    fn change_limits(&self, _: &Plan, _: &Limits) -> Result<(), Error> {
         Ok(())
     }
 
