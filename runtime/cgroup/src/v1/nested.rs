@@ -2,8 +2,9 @@
 //!
 //! Called by [`crate::inner`]. On v1 a child may not have more processor time, processors or memory nodes than its parent
 //! ("refused: EINVAL, EBUSY"), so a parent is lowered from the bottom up.
-//! Invariant: the inner cgroup is in every hierarchy with limits or numbers of ours. In others (devices, whose rules only
-//! the node's root can change; named ones) the processes are in the outer cgroup.
+//! Invariant: the inner cgroup is in every hierarchy with limits of ours or numbers that its files could reset. In others
+//! (devices, whose rules only the node's root can change; blkio, where only numbers are ours, and a parent sums up those of
+//! its children, so that an inner cgroup would keep none; named ones) the processes are in the outer cgroup.
 //! Source: Documentation/admin-guide/cgroup-v1/cpusets.rst, `tg_cfs_schedulable_down` of Linux.
 
 use std::path::Path;
