@@ -258,6 +258,11 @@ async fn no_container_sees_the_cpusets_of_others() {
         assert!(lines[1].contains("No such file"), "{out}");
         assert!(lines[3].ends_with(":cpuset:/"), "{out}");
     }
+    // Parents stay, as those of a kubelet do; this one is the test's.
+    daemon.cri().remove_all_pods().await.unwrap();
+    for parent in daemon.scratch().cgroup_dirs("bare") {
+        let _ = fs::remove_dir(parent);
+    }
     daemon.finish().await.unwrap();
 }
 
