@@ -12,6 +12,8 @@
 //                     of the node's processes only those that the container's own daemon has started count
 //   keys fill         adds keys until the quota of its user is used up, then pauses; frees none before it ends
 //   keys find NAME    says whether a key "user" of this name is found in or below the session keyring
+//   chain DIR N       makes N cgroups in DIR, each in the one before, and moves its parent there; prints how many it got
+//   nest PROGRAM ARGS executes PROGRAM as root of user, mount and cgroup namespaces of its own
 //   keys ring         prints the number of the session keyring
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -514,6 +516,41 @@ static int keys(const char *act, const char *name) {
     return pause();
 }
 
+static int put(const char *path, const char *text) {
+    int fd = open(path, O_WRONLY);
+    int wrote = fd < 0 ? -1 : (int)write(fd, text, strlen(text));
+    if (wrote < 0) fprintf(stderr, "write %s: %s\n", path, strerror(errno));
+    if (fd >= 0) close(fd);
+    return wrote < 0;
+}
+
+static int chain(const char *dir, int count) {
+    int made = 0, here = open(dir, O_RDONLY | O_DIRECTORY);
+    while (made < count && !mkdirat(here, "n", 0755)) {
+        int below = openat(here, "n", O_RDONLY | O_DIRECTORY);
+        close(here);
+        here = below;
+        made++;
+    }
+    char parent[32];
+    int size = snprintf(parent, sizeof parent, "%d", getppid()), procs = openat(here, "cgroup.procs", O_WRONLY);
+    int moved = procs >= 0 && write(procs, parent, size) == size;
+    printf("%d%s\n", made, moved ? "" : " not joined");
+    return 0;
+}
+
+static int nest(char **argv) {
+    if (unshare(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWCGROUP)) {
+        printf("unshare: %s\n", strerrorname_np(errno));
+        return 1;
+    }
+    if (put("/proc/self/setgroups", "deny") || put("/proc/self/uid_map", "0 0 1") || put("/proc/self/gid_map", "0 0 1")) return 1;
+    mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL);
+    execvp(argv[0], argv);
+    perror(argv[0]);
+    return 127;
+}
+
 int main(int argc, char **argv) {
     const char *verb = argc > 1 ? argv[1] : "look";
     if (!strcmp(verb, "look")) return look();
@@ -524,6 +561,8 @@ int main(int argc, char **argv) {
     if (!strcmp(verb, "forks") && argc == 3) return forks(atoi(argv[2]));
     if (!strcmp(verb, "grab") && argc == 3) return grab(atol(argv[2]));
     if (!strcmp(verb, "scan") && argc == 4) return scan(argv[2], !strcmp(argv[3], "node"));
+    if (!strcmp(verb, "chain") && argc == 4) return chain(argv[2], atoi(argv[3]));
+    if (!strcmp(verb, "nest") && argc > 2) return nest(argv + 2);
     if (!strcmp(verb, "keys") && argc > 2) return keys(argv[2], argc > 3 ? argv[3] : "");
     fprintf(stderr, "probe: no such verb: %s\n", verb);
     return 2;

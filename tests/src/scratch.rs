@@ -4,12 +4,16 @@
 //! and a slot that a killed process left behind is swept by the next one that takes it.
 //! Invariant: dropping a scratch removes everything of it from the machine, whatever the test did.
 
+use std::ffi::{CStr, CString};
 use std::fs::{self, File};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, flock, openat, unlinkat,
+};
 use rustix::mount::{UnmountFlags, unmount};
 
 use crate::{Outcome, procs};
@@ -188,11 +192,39 @@ fn is_without_cgroups(dir: &Path) -> bool {
     !dir.exists()
 }
 
-/// Removes a cgroup and those below it, as far as they are empty.
+/// Removes a cgroup and those below it, as far as they are empty; by descriptor, because a test may nest them deeper than a
+/// path can name.
 pub(crate) fn remove_cgroups(dir: &Path) {
-    let children = fs::read_dir(dir).into_iter().flatten().flatten();
-    for child in children.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
-        remove_cgroups(&child.path());
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let open = |at: BorrowedFd<'_>, name: &CStr| openat(at, name, flags, Mode::empty()).ok();
+    let below = |dir: &OwnedFd| -> Vec<CString> {
+        let entries = Dir::read_from(dir).into_iter().flatten().flatten();
+        let dirs = entries.filter(|entry| entry.file_type() == FileType::Directory);
+        let names = dirs.map(|entry| entry.file_name().to_owned());
+        names
+            .filter(|name| !name.to_bytes().starts_with(b"."))
+            .collect()
+    };
+    let Ok(mut here) = openat(CWD, dir, flags, Mode::empty()) else {
+        return;
+    };
+    let mut frames = vec![(CString::default(), below(&here))];
+    while let Some((own, names)) = frames.last_mut() {
+        if let Some(name) = names.pop() {
+            if let Some(child) = open(here.as_fd(), &name) {
+                frames.push((name, below(&child)));
+                here = child;
+            }
+            continue;
+        }
+        let own = std::mem::take(own);
+        frames.pop();
+        if !frames.is_empty()
+            && let Some(parent) = open(here.as_fd(), c"..")
+        {
+            here = parent;
+            let _ = unlinkat(&here, &*own, AtFlags::REMOVEDIR);
+        }
     }
     let _ = fs::remove_dir(dir);
 }

@@ -22,6 +22,8 @@ pub(super) struct Mounts {
     pub(super) v1: Vec<Hierarchy>,
     /// The cgroup v2 tree.
     pub(super) unified: Option<PathBuf>,
+    /// Whether that keeps a cgroup namespace from writing the limits at its root.
+    pub(super) nsdelegate: bool,
 }
 
 /// Super block options that are not controllers.
@@ -48,7 +50,10 @@ pub(super) fn parse(mountinfo: &str) -> Mounts {
         };
         let mut fs = fs.split(' ');
         match (fs.next(), fs.nth(1)) {
-            (Some("cgroup2"), _) => {
+            (Some("cgroup2"), options) => {
+                // The kernel has one such setting for all mounts of the tree.
+                let mut options = options.unwrap_or_default().split(',');
+                mounts.nsdelegate |= options.any(|option| option == "nsdelegate");
                 mounts.unified.get_or_insert(mount);
             }
             (Some("cgroup"), Some(options)) => {
@@ -143,6 +148,7 @@ mod tests {
                 hierarchy("/sys/fs/cgroup/systemd", &["name=systemd"]),
             ],
             unified: Some("/sys/fs/cgroup/uni fied".into()),
+            nsdelegate: false,
         };
         assert_eq!(parse(text), expected);
     }
@@ -154,7 +160,8 @@ mod tests {
             parse(text),
             Mounts {
                 v1: vec![],
-                unified: Some("/sys/fs/cgroup".into())
+                unified: Some("/sys/fs/cgroup".into()),
+                nsdelegate: true,
             }
         );
         assert_eq!(

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::error::Error;
+use super::walk;
 
 /// Writes `value` in one write(2), as cgroup files require.
 pub(super) fn write(file: &Path, value: &str) -> Result<(), Error> {
@@ -45,11 +46,14 @@ pub(super) fn parse_number(file: &Path, text: &str) -> Result<Option<u64>, Error
 /// The number behind `key` in a file of `key number` lines.
 pub(super) fn read_keyed(file: &Path, key: &str) -> Result<u64, Error> {
     let text = read(file)?;
-    text.lines()
-        .filter_map(|line| line.split_once(' '))
-        .find(|(name, _)| *name == key)
-        .and_then(|(_, number)| number.trim().parse().ok())
-        .ok_or_else(|| malformed(file, &text, "a list of keys with the one we need"))
+    keyed(&text, key).ok_or_else(|| malformed(file, &text, "a list of keys with the one we need"))
+}
+
+/// The number behind `key` in lines of `key number`.
+pub(super) fn keyed(text: &str, key: &str) -> Option<u64> {
+    let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+    let (_, number) = lines.find(|(name, _)| *name == key)?;
+    number.trim().parse().ok()
 }
 
 fn malformed(file: &Path, text: &str, expected: &'static str) -> Error {
@@ -92,7 +96,8 @@ pub(super) fn join(mount: &Path, path: &str) -> PathBuf {
 }
 
 /// Removes the cgroup `dir` and the cgroups below it, if they exist. The kernel returns EBUSY
-/// while a killed process has not ended: it is tried again until `deadline`.
+/// while a killed process has not ended: it is tried again until `deadline`. What was removed by then stays removed, so
+/// that a later call goes on.
 pub(super) fn remove_tree(dir: &Path, deadline: Instant) -> Result<(), Error> {
     let mut pause = Duration::from_micros(100);
     loop {
@@ -108,11 +113,7 @@ pub(super) fn remove_tree(dir: &Path, deadline: Instant) -> Result<(), Error> {
         if !is_busy || Instant::now() >= deadline {
             return Err(Error::io("remove", dir, error));
         }
-        let below = children(dir)?;
-        for child in &below {
-            remove_tree(child, deadline)?;
-        }
-        if !below.is_empty() {
+        if walk::empty(dir, deadline)? {
             continue;
         }
         thread::sleep(pause);
@@ -120,40 +121,20 @@ pub(super) fn remove_tree(dir: &Path, deadline: Instant) -> Result<(), Error> {
     }
 }
 
-/// The cgroups directly below `dir`; none if `dir` is gone.
-pub(super) fn children(dir: &Path) -> Result<Vec<PathBuf>, Error> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Error::io("list", dir, error)),
-    };
-    let is_dir = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
-    Ok(entries
-        .flatten()
-        .filter(is_dir)
-        .map(|entry| entry.path())
-        .collect())
-}
-
 /// Adds the processes of `dir` and of the cgroups below it to `pids`. A cgroup that is gone has
 /// none; a threaded one lists its processes in its parent. Processes outside our pid namespace
 /// read as 0 and are left out.
 pub(super) fn collect_pids(dir: &Path, pids: &mut Vec<i32>) -> Result<(), Error> {
-    let file = dir.join("cgroup.procs");
-    match fs::read_to_string(&file) {
-        Ok(text) => pids.extend(
-            text.lines()
-                .filter_map(|line| line.parse::<i32>().ok())
-                .filter(|pid| *pid > 0),
-        ),
-        Err(error) => match Errno::from_io_error(&error) {
-            Some(Errno::NOENT | Errno::NODEV) => return Ok(()),
-            Some(Errno::OPNOTSUPP) => {}
-            _ => return Err(Error::io("read", &file, error)),
-        },
-    }
-    for child in children(dir)? {
-        collect_pids(&child, pids)?;
-    }
-    Ok(())
+    walk::each(dir, |cgroup| {
+        match cgroup.read("cgroup.procs") {
+            Ok(text) => pids.extend(
+                text.lines()
+                    .filter_map(|line| line.parse::<i32>().ok())
+                    .filter(|pid| *pid > 0),
+            ),
+            Err(Errno::NOENT | Errno::NODEV | Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(errno),
+        }
+        Ok(())
+    })
 }

@@ -14,6 +14,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::error::Error;
 use super::files;
+use super::walk;
 
 /// How long we wait for killed processes to end. A process in uninterruptible sleep may take longer.
 pub(super) const KILL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -177,8 +178,10 @@ fn freeze(freezer: &Path) -> Result<(), Error> {
 
 /// Thaws the cgroup and those below it: a frozen v1 process does not die of SIGKILL.
 fn thaw(freezer: &Path) -> Result<(), Error> {
-    for child in files::children(freezer)? {
-        thaw(&child)?;
-    }
-    files::write(&freezer.join("freezer.state"), "THAWED")
+    walk::each(freezer, |cgroup| {
+        match cgroup.write("freezer.state", "THAWED") {
+            Err(Errno::NOENT | Errno::NODEV) => Ok(()),
+            written => written,
+        }
+    })
 }

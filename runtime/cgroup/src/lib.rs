@@ -14,6 +14,7 @@ mod detect;
 mod devices;
 mod error;
 mod files;
+mod inner;
 mod kill;
 mod leaf;
 mod limits;
@@ -22,6 +23,7 @@ pub mod systemd;
 mod usage;
 mod v1;
 mod v2;
+mod walk;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -30,6 +32,7 @@ use std::time::{Duration, Instant};
 
 pub use devices::{DeviceClass, DeviceRule};
 pub use error::Error;
+pub use inner::Exposure;
 pub use kill::KillList;
 use kill::Target;
 pub use leaf::ExecLeaf;
@@ -85,13 +88,17 @@ impl Cgroups {
                 .iter()
                 .any(|name| !name.starts_with("name="))
         };
+        let nsdelegate = mounts.nsdelegate;
         let layout = match (mounts.v1.iter().any(has_controller), mounts.unified) {
             (true, unified) => Layout::V1(V1 {
                 hierarchies: mounts.v1,
                 unified: unified.map(V2::beside_v1).transpose()?,
                 page_sizes: page_sizes(),
             }),
-            (false, Some(mount)) => Layout::V2(V2::open(mount, page_sizes())?),
+            (false, Some(mount)) => Layout::V2(V2 {
+                nsdelegate,
+                ..V2::open(mount, page_sizes())?
+            }),
             (false, None) => {
                 return Err(Error::NotMounted {
                     mountinfo: mountinfo.to_owned(),
@@ -151,7 +158,7 @@ impl Cgroups {
     pub fn create(&self, path: &str, limits: &Limits) -> Result<Cgroup, Error> {
         let cgroup = self.open(path)?;
         match &*self.layout {
-            Layout::V1(v1) => v1.create(path, limits),
+            Layout::V1(v1) => v1.create(path, limits, false),
             Layout::V2(v2) => v2.create(path, limits),
         }?;
         Ok(cgroup)

@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 use super::*;
 
 mod devices;
+mod inner;
 mod leaves;
 mod limits;
+mod nested;
 mod usage;
 
 /// A parent that is removed, and checked to be gone, when the test ends.

@@ -9,22 +9,22 @@ use std::path::PathBuf;
 use dir::{NO_LIMIT, StatDir};
 
 use super::error::Error;
+use super::files::keyed;
+use super::inner;
 use super::stats::{Activity, DeviceIo, HugepageStats, IoStats, Stats, SwapStats, Throttling};
 use super::v1::V1;
 use super::v2::V2;
-
-/// The number behind `key` in lines of `key number`.
-fn keyed(text: &str, key: &str) -> Option<u64> {
-    let mut lines = text.lines().filter_map(|line| line.split_once(' '));
-    let (_, number) = lines.find(|(name, _)| *name == key)?;
-    number.trim().parse().ok()
-}
 
 /// The usage of the cgroup `path` on a v1 node. Errors: it does not exist.
 pub(super) fn v1(v1: &V1, path: &str) -> Result<Stats, Error> {
     let mut stats = Stats::default();
     v1_cpu(v1, path, &mut stats)?;
     v1_memory(&StatDir::of(v1, "memory", path)?, &mut stats)?;
+    // The limit that is hit is the inner one, which is as high and is asked first; on v2 the outer counts that, too.
+    let inner = StatDir::of(v1, "memory", &inner::of(path))?.number("memory.failcnt")?;
+    stats.memory_limit_hits = stats
+        .memory_limit_hits
+        .map(|hits| hits + inner.unwrap_or(0));
     pids(&StatDir::of(v1, "pids", path)?, &mut stats)?;
     stats.io = v1_io(&StatDir::of(v1, "blkio", path)?)?;
     if let Some(unified) = &v1.unified {
@@ -57,9 +57,26 @@ fn v1_cpu(v1: &V1, path: &str, stats: &mut Stats) -> Result<(), Error> {
     stats.cpu_usage_ns = dir.required_number("cpuacct.usage")?;
     stats.cpu_user_ns = dir.number("cpuacct.usage_user")?;
     stats.cpu_system_ns = dir.number("cpuacct.usage_sys")?;
-    let quota = StatDir::of(v1, "cpu", path)?.text("cpu.stat")?;
-    stats.throttling = quota.and_then(|text| throttling_of(&text, "throttled_time", 1));
+    for path in [path, &inner::of(path)] {
+        let quota = StatDir::of(v1, "cpu", path)?.text("cpu.stat")?;
+        let own = quota.and_then(|text| throttling_of(&text, "throttled_time", 1));
+        stats.throttling = throttled_by_either(stats.throttling, own);
+    }
     Ok(())
+}
+
+/// Of two cgroups, one in the other, with the same quota: it is one of the two that stops what runs in the inner.
+fn throttled_by_either(outer: Option<Throttling>, inner: Option<Throttling>) -> Option<Throttling> {
+    let (Some(outer), Some(inner)) = (outer, inner) else {
+        return outer.or(inner);
+    };
+    let periods = outer.periods.max(inner.periods);
+    let throttled = outer.throttled_periods + inner.throttled_periods;
+    Some(Throttling {
+        periods,
+        throttled_periods: throttled.min(periods),
+        throttled_ns: outer.throttled_ns + inner.throttled_ns,
+    })
 }
 
 fn throttling_of(text: &str, time: &str, unit_ns: u64) -> Option<Throttling> {
@@ -230,6 +247,9 @@ pub(super) fn v2(v2: &V2, path: &str) -> Result<Stats, Error> {
     let dir = StatDir::open(v2.dir(path))?;
     let mut stats = Stats::default();
     v2_cpu(&dir.required_text("cpu.stat")?, &mut stats);
+    let inner = StatDir::open(v2.dir(&inner::of(path)))?.text("cpu.stat")?;
+    let inner = inner.and_then(|text| throttling_of(&text, "throttled_usec", 1000));
+    stats.throttling = throttled_by_either(stats.throttling, inner);
     v2_memory(&dir, &mut stats)?;
     pids(&dir, &mut stats)?;
     stats.io = dir.text("io.stat")?.map(|text| v2_io(&text));
@@ -373,6 +393,7 @@ mod tests {
             wanted: vec![],
             page_sizes: vec!["2MB".into()],
             programs: Default::default(),
+            nsdelegate: false,
         };
         assert!(v2(&tree, "/absent").is_err());
         let put = |file: &str, text: &str| std::fs::write(dir.join("pod").join(file), text);

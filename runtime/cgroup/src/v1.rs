@@ -4,6 +4,7 @@
 //! Source: Documentation/admin-guide/cgroup-v1 of Linux.
 
 mod cpuset;
+mod nested;
 
 use std::path::{Path, PathBuf};
 
@@ -14,8 +15,10 @@ use super::detect::Hierarchy;
 use super::devices::{self, DeviceRule, Policy};
 use super::error::Error;
 use super::files::{self, join};
+use super::inner;
 use super::limits::{Limits, hugepage_writes};
 use super::v2::V2;
+use super::walk;
 
 /// Controllers without which no container is run.
 pub(super) const REQUIRED: [&str; 5] = ["cpu", "cpuacct", "cpuset", "memory", "pids"];
@@ -78,7 +81,11 @@ impl V1 {
     /// was not created; where it has no cpuset of its own, the one that it is in.
     pub(super) fn joinable_dirs(&self, path: &str) -> Vec<PathBuf> {
         let joinable = |hierarchy: &Hierarchy| {
-            let dir = join(&hierarchy.mount, path);
+            let mut dir = join(&hierarchy.mount, path);
+            if inner::outer(path).is_some() && !dir.is_dir() {
+                // Here the processes of the inner cgroup are in the outer.
+                dir.pop();
+            }
             if hierarchy.controllers == ["cpuset"] {
                 return Some(cpuset::nearest(&hierarchy.mount, dir));
             }
@@ -98,26 +105,30 @@ impl V1 {
         mounts.map(|hierarchy| (hierarchy.mount.as_path(), is_required(hierarchy)))
     }
 
-    /// The mount points below which a container with `limits` gets a cgroup.
-    fn mounts_for(&self, limits: &Limits) -> impl Iterator<Item = (&Path, bool)> {
+    /// The mount points below which a container with `limits` gets a cgroup; all of them if it `is_seen` from inside.
+    fn mounts_for(&self, limits: &Limits, is_seen: bool) -> impl Iterator<Item = (&Path, bool)> {
         let mut spared = self.hierarchies.iter();
-        let spared = spared.find(|own| cpuset::is_spared(&own.controllers, limits));
+        let spared = spared.find(|own| !is_seen && cpuset::is_spared(&own.controllers, limits));
         let spared = spared.map(|own| own.mount.as_path());
         self.mounts()
             .filter(move |(mount, _)| Some(*mount) != spared)
     }
 
-    /// Creates `path` in all hierarchies and sets `limits`; on failure removes what it created.
-    pub(super) fn create(&self, path: &str, limits: &Limits) -> Result<(), Error> {
+    /// Creates `path` in all hierarchies and sets `limits`; on failure removes what it created. A cgroup that `is_seen`
+    /// from inside has a cpuset of its own in any case.
+    pub(super) fn create(&self, path: &str, limits: &Limits, is_seen: bool) -> Result<(), Error> {
         if let Some(controller) = self.missing().into_iter().next() {
             self.required_dir(controller, path)?;
         }
+        let mounts: Vec<_> = self.mounts_for(limits, is_seen).collect();
         let mut made = Vec::new();
-        let done = self
-            .make(path, limits, &mut made)
+        if is_seen {
+            self.inherit_cpuset(path);
+        }
+        let done = make(&mounts, path, &mut made)
             .and_then(|()| self.fill_cpuset(path))
             .and_then(|()| {
-                let is_new = made.len() == self.mounts_for(limits).count();
+                let is_new = made.len() == mounts.len();
                 self.offer_hugepages(path, limits);
                 self.set(path, limits, is_new)
             });
@@ -128,18 +139,6 @@ impl V1 {
             }
         }
         done
-    }
-
-    fn make(&self, path: &str, limits: &Limits, made: &mut Vec<PathBuf>) -> Result<(), Error> {
-        for (mount, is_required) in self.mounts_for(limits) {
-            match files::make_dirs(mount, path) {
-                Ok(true) => made.push(join(mount, path)),
-                Ok(false) => {}
-                Err(error) if !is_required && is_absent_or_read_only(&error) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
     }
 
     /// The unified tree of a hybrid node may be where huge pages are accounted.
@@ -263,6 +262,19 @@ impl V1 {
     }
 }
 
+/// Makes `path` below each of `mounts`; adds to `made` what is new.
+fn make(mounts: &[(&Path, bool)], path: &str, made: &mut Vec<PathBuf>) -> Result<(), Error> {
+    for (mount, is_required) in mounts {
+        match files::make_dirs(mount, path) {
+            Ok(true) => made.push(join(mount, path)),
+            Ok(false) => {}
+            Err(error) if !is_required && is_absent_or_read_only(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// Whether a container must be in this hierarchy.
 fn is_required(hierarchy: &Hierarchy) -> bool {
     let mut names = hierarchy.controllers.iter();
@@ -270,11 +282,17 @@ fn is_required(hierarchy: &Hierarchy) -> bool {
 }
 
 fn oom_kills_below(dir: &Path) -> Result<u64, Error> {
-    let mut kills = files::read_keyed(&dir.join("memory.oom_control"), "oom_kill")?;
-    for child in files::children(dir)? {
-        // The workload removed it meanwhile: it counts as 0.
-        kills += oom_kills_below(&child).unwrap_or_default();
-    }
+    let key = "oom_kill";
+    let mut kills = files::read_keyed(&dir.join("memory.oom_control"), key)?;
+    let mut is_top = true;
+    walk::each(dir, |cgroup| {
+        if !std::mem::take(&mut is_top) {
+            // The workload removed it meanwhile: it counts as 0.
+            let text = cgroup.read("memory.oom_control").unwrap_or_default();
+            kills += files::keyed(&text, key).unwrap_or_default();
+        }
+        Ok(())
+    })?;
     Ok(kills)
 }
 

@@ -1,6 +1,6 @@
 //! cgroup v2: one tree; controllers are enabled from the root down to the parent of the cgroup.
 //! Called by this crate only. Invariant: only leaves have processes, so no controller is ever
-//! enabled in the cgroup itself.
+//! enabled in a cgroup that has some.
 //! Source: Documentation/admin-guide/cgroup-v2.rst of Linux.
 
 use std::borrow::Cow;
@@ -28,6 +28,8 @@ pub(super) struct V2 {
     pub(super) page_sizes: Vec<String>,
     /// Device programs that are loaded.
     pub(super) programs: bpf::Programs,
+    /// Whether the mount keeps a cgroup namespace from writing the limits at its root.
+    pub(super) nsdelegate: bool,
 }
 
 impl V2 {
@@ -44,6 +46,7 @@ impl V2 {
             wanted,
             page_sizes,
             programs: bpf::Programs::default(),
+            nsdelegate: false,
         })
     }
 
@@ -412,6 +415,7 @@ mod tests {
                 wanted,
                 page_sizes,
                 programs: bpf::Programs::default(),
+                nsdelegate: false,
             })
         }
 

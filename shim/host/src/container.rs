@@ -34,7 +34,8 @@ impl Host {
             Payload::Wasm(_) => limits::wasm_limits(&config.resources),
             Payload::Linux(linux) => linux.limits.clone(),
         };
-        let made = self.parts.cgroups.create(&plan.cgroup, &limits);
+        let cgroups = &self.parts.cgroups;
+        let made = cgroups.create_container(&plan.cgroup, &limits, plan.exposure());
         made.map_err(|error| {
             let invalid = error.is_invalid();
             Error::because(

@@ -14,11 +14,11 @@ mod volumes;
 
 use std::path::{Path, PathBuf};
 
-use coracle_cgroup::Limits;
+use coracle_cgroup::{Exposure, Limits};
 use coracle_images::Image;
 use coracle_lifecycle::{
     ContainerConfig, Error, Kind, LinuxPlan, NamespaceMode, PidNamespaceConfig, PodRecord,
-    UserNamespaceConfig, limits,
+    SeccompPlan, UserNamespaceConfig, limits,
 };
 use coracle_spec::id::ContainerId;
 use coracle_spec::{Identity, LinuxJail, Mount, PidNamespaceMode, ResourceLimit};
@@ -51,6 +51,8 @@ pub(super) struct Subject<'a> {
     pub pod: &'a PodRecord,
     /// The limits that its handler sets.
     pub rlimits: Vec<ResourceLimit>,
+    /// Whether the kernel keeps every container from writing the limits of its cgroup.
+    pub guards_limits: bool,
     /// The container.
     pub id: &'a ContainerId,
     /// Its config.
@@ -141,6 +143,7 @@ pub(super) fn plan(
     let volumes = volumes::of_image(&subject.image.config.volumes, mounts)?;
     let grants = &hardware.grants;
     let jail = jail(subject, grants, volumes)?;
+    let exposure = exposure(subject, &jail, &seccomp);
     let own = files::PodFiles {
         pod: subject.pod,
         directory: subject.files,
@@ -154,7 +157,21 @@ pub(super) fn plan(
             devices: Some(devices::rules(grants, security.privileged)),
             ..limits::linux_limits(&config.resources)
         },
+        exposure,
     })
+}
+
+/// What the container can do to its own cgroup: a program that may make a user namespace can write it, unless the kernel
+/// guards the limits itself, or the container's root is not the node's.
+fn exposure(subject: &Subject<'_>, jail: &LinuxJail, seccomp: &SeccompPlan) -> Exposure {
+    let is_admin = jail.capabilities.bounding & capabilities::SYS_ADMIN != 0;
+    let is_filtered = *seccomp == SeccompPlan::Default && !is_admin;
+    let has_userns = subject.pod.config.userns.is_some();
+    match subject.config.security.privileged {
+        true => Exposure::Privileged,
+        false if subject.guards_limits || is_filtered || has_userns => Exposure::Guarded,
+        false => Exposure::Inner,
+    }
 }
 
 fn jail(subject: &Subject<'_>, grants: &[Grant], volumes: Vec<String>) -> Result<LinuxJail, Error> {

@@ -228,6 +228,7 @@ impl Draft {
         let (pod, config) = (&self.pod, &self.config);
         let subject = linux::Subject {
             rlimits: host.config.live.get().handler_of(pod)?.rlimits,
+            guards_limits: host.parts.cgroups.guards_limits(),
             pod,
             id: &self.id,
             config,

@@ -7,8 +7,11 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use coracle_cgroup::{Cgroup, Exposure};
 use coracle_control::keeper::{self, Keeper, StartOptions, StartPayload};
-use coracle_lifecycle::{Error, Kind, LinuxPlan, Payload, SeccompPlan, StartRequest, Started};
+use coracle_lifecycle::{
+    Error, Kind, LinuxPlan, Payload, Plan, SeccompPlan, StartRequest, Started,
+};
 use coracle_sandbox::profile::Profile;
 use coracle_spec::id::ContainerId;
 use coracle_spec::{ContainerSpec, LinuxSpec, Root, SPEC_VERSION, WasmSpec, Workload};
@@ -36,7 +39,7 @@ impl Host {
             container: request.id.clone(),
             spec,
             payload,
-            cgroup: self.entrance(&plan.cgroup)?,
+            cgroup: self.entrance(plan)?,
             log,
         };
         pass("start.order")?;
@@ -56,22 +59,29 @@ impl Host {
     }
 
     /// The container's cgroup in the unified tree, into which its process is forked.
-    fn entrance(&self, path: &str) -> Result<Option<OwnedFd>, Error> {
-        let opened = self
-            .parts
-            .cgroups
-            .open(path)
-            .and_then(|cgroup| cgroup.clone_into_fd());
-        opened.map_err(|error| Error::because(Kind::Io, format!("open cgroup {path}"), error))
+    fn entrance(&self, plan: &Plan) -> Result<Option<OwnedFd>, Error> {
+        let opened = self.home(plan)?.clone_into_fd();
+        opened.map_err(|error| {
+            Error::because(Kind::Io, format!("open cgroup {}", plan.cgroup), error)
+        })
+    }
+
+    /// The cgroup that a container's processes are in: its own, or the inner one.
+    pub(super) fn home(&self, plan: &Plan) -> Result<Cgroup, Error> {
+        let cgroup = self.parts.cgroups.open(&plan.cgroup);
+        let cgroup = cgroup
+            .map_err(|error| Error::because(Kind::Bug, format!("cgroup {}", plan.cgroup), error))?;
+        Ok(match plan.exposure() {
+            Exposure::Inner => cgroup.inner(),
+            _ => cgroup,
+        })
     }
 
     /// The request for the keeper; complete once [`Host::payload`] has added the payload.
     pub(super) fn spec(&self, request: &StartRequest) -> Result<ContainerSpec, Error> {
         let (plan, config) = (&request.plan, &request.config);
         let directory = self.layout.container_directory(&request.pod, &request.id);
-        let cgroup = self.parts.cgroups.open(&plan.cgroup);
-        let cgroup = cgroup
-            .map_err(|error| Error::because(Kind::Bug, format!("cgroup {}", plan.cgroup), error))?;
+        let cgroup = self.home(plan)?;
         Ok(ContainerSpec {
             version: SPEC_VERSION,
             pod: request.pod.clone(),

@@ -165,7 +165,7 @@ fn ids_in(directory: &Path) -> Vec<String> {
     names.filter(|name| name.parse::<PodId>().is_ok()).collect()
 }
 
-/// The cgroups whose last part is one of `leaves` and that contain processes.
+/// The cgroups whose last part is one of `leaves` and that contain processes, in themselves or below.
 pub(super) fn cgroups_of_processes(leaves: &HashSet<String>) -> BTreeMap<String, BTreeSet<i32>> {
     let mut found: BTreeMap<String, BTreeSet<i32>> = BTreeMap::new();
     let Ok(entries) = std::fs::read_dir("/proc") else {
@@ -186,11 +186,15 @@ pub(super) fn cgroups_of_processes(leaves: &HashSet<String>) -> BTreeMap<String,
             .lines()
             .filter_map(|line| line.splitn(3, ':').nth(2))
         {
-            if path
-                .rsplit('/')
-                .next()
-                .is_some_and(|leaf| leaves.contains(leaf))
-            {
+            let own = path
+                .split_inclusive('/')
+                .scan(0, |end, part| {
+                    *end += part.len();
+                    Some((part.trim_end_matches('/'), *end))
+                })
+                .find(|(part, _)| leaves.contains(*part));
+            if let Some((_, end)) = own {
+                let path = path[..end].trim_end_matches('/');
                 found.entry(path.to_owned()).or_default().insert(pid);
             }
         }

@@ -184,7 +184,7 @@ pub trait Host: Send + Sync + 'static {
     /// Sets what `change` names on the cgroup `path`. Blocks.
     /// Errors: Invalid when the node cannot do it; WrongPhase for a memory limit below the current use; Missing when
     /// the cgroup is gone. The limits are then as before.
-    fn change_limits(&self, path: &str, change: &Limits) -> Result<(), Error>;
+    fn change_limits(&self, plan: &Plan, change: &Limits) -> Result<(), Error>;
 
     /// How often the kernel killed a process of a cgroup for lack of memory; 0 when the cgroup is gone.
     fn oom_kills(&self, cgroup: &str) -> u64;

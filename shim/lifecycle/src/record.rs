@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use coracle_cgroup::Limits;
+use coracle_cgroup::{Exposure, Limits};
 use coracle_spec::id::{ContainerId, PodId};
 use coracle_spec::{
     Diagnosis, HttpServer, IdRange, Identity, LinuxJail, Mount, Spawn, WasmKind, WasmNetwork,
@@ -153,6 +153,9 @@ pub struct LinuxPlan {
     pub seccomp: SeccompPlan,
     /// The limits of its cgroup.
     pub limits: Limits,
+    /// What its processes can do to that cgroup; builds before it was known made none an inner one.
+    #[serde(default)]
+    pub exposure: Exposure,
 }
 
 /// A Linux payload's system call filter.
@@ -167,6 +170,17 @@ pub enum SeccompPlan {
         /// JSON in Docker's format, at most 1 MiB.
         profile: String,
     },
+}
+
+impl Plan {
+    /// What its processes can do to its cgroup.
+    #[must_use]
+    pub fn exposure(&self) -> Exposure {
+        match &self.payload {
+            Payload::Wasm(_) => Exposure::Hidden,
+            Payload::Linux(linux) => linux.exposure,
+        }
+    }
 }
 
 impl PodRecord {
@@ -328,6 +342,7 @@ mod tests {
                 unified: [("memory.high".to_owned(), "1".to_owned())].into(),
                 ..Limits::default()
             },
+            exposure: Exposure::Inner,
         }
     }
 

@@ -5,6 +5,7 @@
 //! says so.
 
 pub mod canary;
+mod cgroups;
 mod compiled;
 mod confinement;
 mod engine;

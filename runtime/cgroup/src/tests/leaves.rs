@@ -55,6 +55,7 @@ fn an_exec_is_killed_whole_and_alone() {
         let path = format!("{}/container", parent.path);
         let container = cgroups.create(&path, &Limits::default()).unwrap();
         let mut init = run_in(&container, "sleep 1000 & sleep 1000");
+        wait_for("init", || container.pids().unwrap().len() == 3);
         let (leaf, other) = (
             container.exec_leaf("a1").unwrap(),
             container.exec_leaf("b2").unwrap(),
@@ -65,7 +66,6 @@ fn an_exec_is_killed_whole_and_alone() {
         wait_for("all", || {
             leaf.pids().unwrap().len() > 5 && other.pids().unwrap().len() == 3
         });
-        wait_for("init", || container.pids().unwrap().len() >= 3 + 5 + 3);
         match leaf.kill_files().as_slice() {
             [file] => files::write(file, "1").unwrap(),
             _ => leaf.kill_list().unwrap().kill().unwrap(),

@@ -1,8 +1,10 @@
-//! The cpuset of a v1 container, which it has for itself only if it is to have processors or memory nodes of its own.
+//! The cpuset of a v1 container. One that shows its cgroups has it for itself, because it would show those of others. A
+//! WebAssembly container and a keeper show none: they have it only for processors or memory nodes of their own.
 //!
-//! Called by [`super::V1`]. Every new cpuset and every one that is removed has the kernel rebuild its scheduling domains
-//! over all of them, so that a node full of cpusets starts each pod more slowly than the one before. Without one of its own
-//! a container is in that of the nearest parent that has one, as the kubelet makes it for a pod.
+//! Called by [`super::V1`]. Every cpuset that is filled and every one that is removed has the kernel rebuild its scheduling
+//! domains over all of them, so that a node full of cpusets starts each pod more slowly than the one before; so those of
+//! containers begin as copies, which needs no filling. Without one of its own a container is in that of the nearest parent
+//! that has one, as the kubelet makes it for a pod.
 //! Invariant: a cpuset that processes are to join is never empty, which the kernel refuses.
 //! Source: Documentation/admin-guide/cgroup-v1/cpusets.rst of Linux.
 
@@ -33,6 +35,15 @@ pub(super) fn nearest(mount: &Path, dir: PathBuf) -> PathBuf {
     let mut own = dir;
     while own != mount && !own.is_dir() && own.pop() {}
     own
+}
+
+/// Has new children of the cpuset `dir` begin with its processors and memory nodes. Where that fails, or `dir` does not
+/// exist yet, they begin empty and are filled.
+pub(super) fn copy_to_children(dir: &Path) {
+    let flag = dir.join("cgroup.clone_children");
+    if files::read(&flag).is_ok_and(|on| on.trim() == "0") {
+        let _ = files::write(&flag, "1");
+    }
 }
 
 impl V1 {

@@ -107,10 +107,7 @@ fn end(cgroup: &ExecLeaf) {
 impl Host {
     /// Creates a cgroup for one exec in the container of `request`. Errors: the container's own is gone.
     pub(super) async fn exec_leaf(self: &Arc<Self>, request: &StartRequest) -> Result<Leaf, Error> {
-        let path = &request.plan.cgroup;
-        let failed =
-            |error| Error::because(Kind::Io, format!("make an exec's cgroup in {path}"), error);
-        let parent = self.parts.cgroups.open(path).map_err(failed)?;
+        let parent = self.home(&request.plan)?;
         let name = ContainerId::random().map_err(|error| io_error("draw an exec's name", error))?;
         let (host, container) = (Arc::clone(self), request.id.clone());
         let made = blocking("making an exec's cgroup", move || {

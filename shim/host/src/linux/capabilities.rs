@@ -56,6 +56,9 @@ const NAMES: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 
+/// The capability that mounts and namespaces need.
+pub(super) const SYS_ADMIN: u64 = 1 << 21;
+
 /// The default capabilities of a container: containerd's list.
 const USUAL: [&str; 14] = [
     "CHOWN",

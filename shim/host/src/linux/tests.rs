@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use coracle_cgroup::DeviceRule;
 use coracle_images::{Digest, ImageId, Kind as ImageKind, LinuxImage, RunConfig};
-use coracle_lifecycle::{Kind, SeccompPlan, SecurityContext};
+use coracle_lifecycle::{CapabilityConfig, Kind, SecurityContext, SecurityProfile};
 use coracle_spec::IdRange;
 use coracle_spec::id::PodId;
 use serde_json::json;
@@ -19,6 +19,7 @@ struct Fixture {
     pod: PodRecord,
     id: ContainerId,
     image: Image,
+    guards_limits: bool,
 }
 
 impl Drop for Fixture {
@@ -48,6 +49,7 @@ impl Fixture {
             pod: serde_json::from_value(pod).unwrap(),
             id: ContainerId::random().unwrap(),
             image: image(),
+            guards_limits: false,
         }
     }
 
@@ -57,6 +59,7 @@ impl Fixture {
             super::super::paths::with_lookup(|lookup| Hardware::find(config, &[], lookup))?;
         let subject = Subject {
             rlimits: Vec::new(),
+            guards_limits: self.guards_limits,
             pod: &self.pod,
             id: &self.id,
             config,
@@ -146,6 +149,46 @@ fn a_plain_container_gets_the_usual_jail_and_its_pods_files() {
             .1
             .iter()
             .all(|mount| mount.readonly)
+    );
+}
+
+#[test]
+fn a_container_that_could_write_its_own_limits_is_kept_below_them() {
+    let mut fixture = Fixture::new("exposure");
+    let exposure = |fixture: &Fixture, seccomp: &SecurityProfile, added: &[&str]| {
+        let security = SecurityContext {
+            seccomp: seccomp.clone(),
+            capabilities: CapabilityConfig {
+                add: added.iter().map(|name| (*name).to_owned()).collect(),
+                ..CapabilityConfig::default()
+            },
+            ..SecurityContext::default()
+        };
+        fixture.secured(security).unwrap().exposure
+    };
+    let (open, shut) = (SecurityProfile::Unset, SecurityProfile::Default);
+    assert_eq!(exposure(&fixture, &open, &[]), Exposure::Inner);
+    assert_eq!(
+        exposure(&fixture, &SecurityProfile::Unconfined, &[]),
+        Exposure::Inner
+    );
+    assert_eq!(exposure(&fixture, &shut, &[]), Exposure::Guarded);
+    assert_eq!(exposure(&fixture, &shut, &["SYS_ADMIN"]), Exposure::Inner);
+    fixture.guards_limits = true;
+    assert_eq!(exposure(&fixture, &open, &[]), Exposure::Guarded);
+    fixture.guards_limits = false;
+    let ids = |outside| json!({"inside": 0, "outside": outside, "count": 65_536});
+    let userns = json!({"uid": ids(1 << 20), "gid": ids(1 << 20)});
+    fixture.change(|config| config.userns = Some(serde_json::from_value(userns.clone()).unwrap()));
+    assert_eq!(exposure(&fixture, &open, &[]), Exposure::Guarded);
+    fixture.change(|config| config.privileged = true);
+    let security = SecurityContext {
+        privileged: true,
+        ..SecurityContext::default()
+    };
+    assert_eq!(
+        fixture.secured(security).unwrap().exposure,
+        Exposure::Privileged
     );
 }
 

@@ -128,8 +128,7 @@ impl Driver {
 async fn applied(shared: &Arc<Shared>, changed: Changed) -> Result<Changed, Error> {
     let shared = Arc::clone(shared);
     blocking("changing limits", move || {
-        let (cgroup, limits) = (&changed.plan.cgroup, &changed.limits);
-        shared.host.change_limits(cgroup, limits)?;
+        shared.host.change_limits(&changed.plan, &changed.limits)?;
         Ok(changed)
     })
     .await

@@ -17,6 +17,7 @@ use super::pids;
 use crate::exec::exec;
 use crate::linux::shell;
 use crate::site::{Pod, tool};
+use crate::update::{in_kernel, update};
 
 /// A build's engine hash, from `version --json`.
 fn engine(binary: &Path) -> String {
@@ -70,12 +71,20 @@ impl Sleepers {
         Self { wasm, linux }
     }
 
-    async fn still_run(&self, pod: &Pod) {
+    /// They run, and execs and new limits (as many MiB of memory) reach them.
+    async fn still_run(&self, daemon: &Daemon, pod: &Pod, mebibytes: i64) {
         for id in [&self.wasm, &self.linux] {
             assert_eq!(pod.cri.status(id).await.unwrap().state(), ContainerRunning);
         }
         let answer = exec(pod, &self.linux, &["echo", "here"], 10).await.unwrap();
         assert_eq!(answer.out, "here\n");
+        let wanted = mebibytes << 20;
+        update(&pod.cri, &self.linux, |linux| {
+            linux.memory_limit_in_bytes = wanted
+        })
+        .await
+        .unwrap();
+        assert_eq!(in_kernel(daemon, &self.linux).0, wanted.to_string());
     }
 }
 
@@ -107,7 +116,7 @@ async fn builds_with_other_engines_take_over_running_pods_and_give_them_back() {
                 let ended = (status.exit_code, status.reason.as_str());
                 assert_eq!(ended, (134, "WasmTrap"));
             }
-            sleepers.still_run(pod).await;
+            sleepers.still_run(&daemon, pod, 64 + attempt).await;
         }
     }
     // A module that no engine has seen yet, in a pod of the other build.

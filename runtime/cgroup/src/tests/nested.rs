@@ -1,0 +1,80 @@
+//! Cgroups that a workload has nested below its own.
+
+use super::*;
+
+/// Deeper than any path that the kernel takes.
+const DEPTH: usize = 2500;
+
+/// Makes a chain of cgroups below `dir`; gives the deepest one.
+fn chain(dir: &Path, depth: usize) -> OwnedFd {
+    use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut here = openat(CWD, dir, flags, Mode::empty()).unwrap();
+    for _ in 0..depth {
+        mkdirat(&here, "n", Mode::RWXU).unwrap();
+        here = openat(&here, "n", flags, Mode::empty()).unwrap();
+    }
+    here
+}
+
+fn join(deepest: &OwnedFd, pid: u32) {
+    use rustix::fs::{Mode, OFlags, openat};
+    let procs = openat(deepest, "cgroup.procs", OFlags::WRONLY, Mode::empty()).unwrap();
+    rustix::io::write(&procs, pid.to_string().as_bytes()).unwrap();
+}
+
+#[test]
+fn a_chain_that_no_path_names_is_killed_and_removed() {
+    let parent = Parent::new();
+    let cgroup = parent.create("container", &Limits::default());
+    let dirs = match cgroup.layout() {
+        Layout::V1(v1) => ["pids", "freezer"]
+            .map(|name| v1.dir(name, cgroup.path()))
+            .to_vec(),
+        Layout::V2(_) => vec![],
+    };
+    let dirs = dirs.into_iter().chain([cgroup.unified_dir()]).flatten();
+    let mut sleeper = Command::new("sleep").arg("1000").spawn().unwrap();
+    for dir in dirs {
+        join(&chain(&dir, DEPTH), sleeper.id());
+    }
+    let pid = sleeper.id().cast_signed();
+    assert_eq!(cgroup.pids().unwrap(), [pid]);
+    cgroup.kill().unwrap();
+    assert!(!sleeper.wait().unwrap().success());
+    // Once more from the freezer, which the kernel walks itself.
+    cgroup.kill().unwrap();
+    // It may take longer than one call on a busy machine.
+    wait_for("removal", || cgroup.remove().is_ok());
+    assert!(!cgroup.exists());
+}
+
+#[test]
+fn deaths_for_lack_of_memory_are_counted_however_deep() {
+    let parent = Parent::new();
+    let cgroup = parent.create("container", &Limits::default());
+    let Layout::V1(v1) = cgroup.layout() else {
+        return;
+    };
+    drop(chain(&v1.dir("memory", cgroup.path()).unwrap(), 200));
+    assert_eq!(cgroup.oom_kills().unwrap(), 0);
+    wait_for("removal", || cgroup.remove().is_ok());
+    assert!(!cgroup.exists());
+}
+
+#[test]
+fn what_cannot_be_removed_in_time_is_removed_by_the_next_call() {
+    let parent = Parent::new();
+    let cgroup = parent.create("container", &Limits::default());
+    let dir = cgroup.dirs().pop().unwrap();
+    for number in 0..300 {
+        std::fs::create_dir_all(dir.join(format!("{number}/below"))).unwrap();
+    }
+    let count = || std::fs::read_dir(&dir).unwrap().flatten().count();
+    let before = count();
+    walk::empty(&dir, Instant::now() + Duration::from_millis(2)).unwrap();
+    let after = count();
+    assert!(after < before, "{after} of {before} are left");
+    cgroup.remove().unwrap();
+    assert!(!cgroup.exists());
+}
