@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `connections` | accepting, HTTP/1.1 and HTTP/2, slow clients, draining |
 //! | `idle` | when nothing happens any more |
+//! | `answers` | what clients have taken of their answers, and those that take nothing |
 //! | `requests` | one request: its limits, its guest's answer, what becomes of failures |
 //! | `instances` | stores and instances, how long each may live |
 //! | `pool` | the engine whose memory for instances is reserved at the start |
@@ -20,6 +21,7 @@
 //! answer or the process is killed.
 //! Not here: which port and which limits, the jail, outgoing requests.
 
+mod answers;
 mod connections;
 mod idle;
 mod instances;
