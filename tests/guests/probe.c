@@ -298,6 +298,14 @@ static long connect_to(const char *path, int abstract) {
     return connect(fd, (struct sockaddr *)&address, sizeof(sa_family_t) + abstract + strlen(path) + !abstract);
 }
 
+// As many terminals as there are to have.
+static int terminals(void) {
+    int got = 0;
+    while (open("/dev/ptmx", O_RDWR | O_NOCTTY) >= 0) got++;
+    printf("terminals: %d, then %s\n", got, strerrorname_np(errno));
+    return 0;
+}
+
 static int try_one(int argc, char **argv) {
     const char *name = argv[0];
     long result = -1;
@@ -317,6 +325,7 @@ static int try_one(int argc, char **argv) {
     else if (!strcmp(name, "settime")) result = syscall(SYS_clock_settime, 0, NULL);
     else if (!strcmp(name, "mkdir")) result = mkdir(argv[1], 0755);
     else if (!strcmp(name, "vsock")) result = socket(40, SOCK_STREAM, 0);
+    else if (!strcmp(name, "terminals")) return terminals();
     else if (!strcmp(name, "raw")) result = socket(AF_INET, SOCK_RAW, 1);
     else if (!strcmp(name, "node")) result = open_node(argv + 1);
     else if (!strcmp(name, "open-w")) result = open(argv[1], O_WRONLY);

@@ -163,7 +163,10 @@ pub fn set_oom_score(wanted: i32) -> Result<()> {
     }
 }
 
-fn join(pod: &PodNamespaces) -> Result<()> {
+/// Joins the pod's network, ipc and uts namespaces. A process does so before anybody in the pod can see it.
+///
+/// Errors: the kernel refuses one.
+pub fn join(pod: &PodNamespaces) -> Result<()> {
     let all = [
         (&pod.net, LinkNameSpaceType::Network, "network"),
         (

@@ -1,13 +1,14 @@
 //! Builds the root of a Linux container: image, kernel filesystems, devices, volumes, masks.
 //!
 //! A container process calls it right after its fork, in two parts: [`prepare`] as host root, which begins in the node's
-//! mount namespace and ends in one of its own, and [`finish`] in the same process or in one that it forked into the pod's
-//! user or pid namespace. Before that fork, [`Prepared::make_stage_root`] drops what is below the stage.
+//! mount namespace and ends in namespaces of its own and of the pod, and [`finish`] in the same process or in one that it
+//! forked into the pod's user or pid namespace. Before that fork, [`Prepared::make_stage_root`] drops what is below the
+//! stage.
 //!
 //! ```text
-//! prepare: cgroups -> host paths opened -> node left -> overlay -> volumes as detached trees
+//! prepare: cgroups -> host paths opened -> node left -> overlay -> volumes as detached trees -> net/ipc/uts
 //! [make_stage_root]
-//! finish:  net/ipc/uts/cgroup -> root attached -> /proc /dev /sys -> volumes -> masks -> read-only -> pivot
+//! finish:  cgroup -> root attached -> /proc /dev /sys -> volumes -> masks -> read-only -> pivot
 //! ```
 //! Invariants: `prepare` opens every host path, once, by descriptor; `finish` resolves paths only below the new root;
 //! kernel filesystems are mounted before any volume, and `/dev` is filled before a volume could cover it.
@@ -83,6 +84,8 @@ pub fn prepare(spec: &ContainerSpec, linux: &LinuxSpec, pod: &PodNamespaces) -> 
         }
         volumes.push(tree);
     }
+    // Before a fork into a pid namespace of the pod: whoever sees a process there sees its network.
+    join(pod)?;
     Ok(Prepared {
         stage,
         tree,
@@ -141,7 +144,6 @@ pub fn finish(
     prepared: Prepared,
     pod: &PodNamespaces,
 ) -> Result<Option<OwnedFd>> {
-    join(pod)?;
     if kernel::has_own_cgroup_namespace(linux) {
         super::unshare(rustix::thread::UnshareFlags::NEWCGROUP, "cgroup")?;
     }
@@ -177,7 +179,7 @@ pub fn finish(
 }
 
 /// Makes the image's `VOLUME` directories, which stay writable in a read-only root: each is an overlay over itself,
-/// with the container's own writable layer.
+/// with the container's own writable layer. One that lies on another mount than the root is left as that mount has it.
 fn image_volumes(
     spec: &ContainerSpec,
     linux: &LinuxSpec,
@@ -190,6 +192,10 @@ fn image_volumes(
         let what = || format!("make the image's volume {path}");
         let found = rootfs_path::ensure(root.as_fd(), path, true).during(what)?;
         if !spec.root.readonly || !rootfs_path::is_dir(&found).during(what)? {
+            continue;
+        }
+        // By a link of the image, or inside a volume of the pod. An overlay reads with our rights what is below it.
+        if !rootfs_path::is_same_mount(root, &found).during(what)? {
             continue;
         }
         let (lower, upper) = (format!("w{number}"), format!("own/volume-{number}"));

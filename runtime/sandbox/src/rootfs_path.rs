@@ -10,8 +10,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, ResolveFlags, mkdirat, open, openat, openat2, readlinkat,
-    statat,
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxFlags, mkdirat, open, openat, openat2,
+    readlinkat, statat, statx,
 };
 
 /// Most links that one walk follows, the same as the kernel's.
@@ -46,6 +46,15 @@ pub fn plain_directory(root: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> 
 /// Opens `path` below `root` and makes what is missing: directories, and at the end a directory or an empty file. It
 /// follows links, and makes the targets of dangling ones.
 pub fn ensure(root: BorrowedFd<'_>, path: &str, dir: bool) -> io::Result<OwnedFd> {
+    Ok(ensure_resolved(root, path, dir)?.0)
+}
+
+/// Like [`ensure`]; also gives the path without links. Errors: besides, a directory of it became a link meanwhile.
+pub fn ensure_resolved(
+    root: BorrowedFd<'_>,
+    path: &str,
+    dir: bool,
+) -> io::Result<(OwnedFd, String)> {
     let mut left: Vec<String> = parts(path);
     let mut done: Vec<String> = Vec::new();
     let mut links = 0;
@@ -76,7 +85,10 @@ pub fn ensure(root: BorrowedFd<'_>, path: &str, dir: bool) -> io::Result<OwnedFd
             Ok(_) => done.push(name),
         }
     }
-    inside(root, &joined(&done))
+    let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let found = openat2(root, joined(&done), flags, Mode::empty(), how)?;
+    Ok((found, format!("/{}", done.join("/"))))
 }
 
 /// The components of a path, last first.
@@ -105,6 +117,18 @@ fn make(parent: &OwnedFd, name: &str, dir: bool) -> io::Result<()> {
 pub fn open_dir(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(open(path, flags, Mode::empty())?)
+}
+
+/// Whether two open files are reached by the same mount. Errors: the kernel does not say.
+pub fn is_same_mount(one: &OwnedFd, other: &OwnedFd) -> io::Result<bool> {
+    let mount = |file: &OwnedFd| {
+        let found = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
+        match found.stx_mask & StatxFlags::MNT_ID.bits() {
+            0 => Err(io::Error::from(io::ErrorKind::Unsupported)),
+            _ => Ok(found.stx_mnt_id),
+        }
+    };
+    Ok(mount(one)? == mount(other)?)
 }
 
 /// Whether the open `file` is a directory.

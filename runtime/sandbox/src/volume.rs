@@ -6,6 +6,7 @@
 //! The builders decide where a tree is attached.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use super::identity::HostIdentity;
 use super::rootfs_path;
@@ -173,12 +174,26 @@ fn sub_tree(tree: OwnedFd, sub_path: &str, name: &str, stage: &Stage) -> Result<
     mounts::clone_at(found.as_fd()).during(what)
 }
 
+/// Where the kernel's file systems are in a container.
+const KERNELS: [&str; 3] = ["/proc", "/sys", "/dev"];
+
 /// Attaches `tree` at `path` below `root`; makes a directory or an empty file there if the path is missing.
 ///
-/// Errors: the path cannot be made, or the kernel refuses the mount.
+/// Errors: the path cannot be made or leads by a link into a file system of the kernel's, or the kernel refuses the mount.
 pub fn attach(root: &OwnedFd, tree: &OwnedFd, path: &str) -> Result<()> {
     let what = || format!("mount at {path}");
     let directory = rootfs_path::is_dir(tree).during(what)?;
-    let target = rootfs_path::ensure(root.as_fd(), path, directory).during(what)?;
+    let (target, resolved) =
+        rootfs_path::ensure_resolved(root.as_fd(), path, directory).during(what)?;
+    // What the path itself names has been checked. There it would hide files from what confines the container later.
+    let is_led =
+        |at: &&&str| Path::new(&resolved).starts_with(at) && !Path::new(path).starts_with(at);
+    if let Some(at) = KERNELS.iter().find(is_led) {
+        let text = format!(
+            "{}: a link leads it to {resolved}, and {at} is the kernel's",
+            what()
+        );
+        return Err(Error::new(Kind::Invalid, text));
+    }
     mounts::attach(tree.as_fd(), target.as_fd()).during(what)
 }

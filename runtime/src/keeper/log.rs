@@ -284,8 +284,11 @@ fn close_fd(fd: &mut RawFd) {
     }
 }
 
-/// Switches to the next file. Lines that were cut before were written completely to the old one.
+/// Switches to the next file, if there is one. Lines that were cut before were written completely to the old one.
 fn take_next(work: &mut Work, shared: &Shared) {
+    if shared.next.load(Ordering::SeqCst) < 0 {
+        return;
+    }
     shared.switching.store(true, Ordering::SeqCst);
     // Owned from here on: a file that the keeper hands over meanwhile is another one. Closing the old file may take long.
     let next = shared.next.swap(-1, Ordering::SeqCst);
@@ -373,8 +376,7 @@ fn drain(stream: &mut Stream, slots: &PipeSlots, file: RawFd, shared: &Shared, c
         stream.lines.filled(got, now, write);
         return;
     }
-    // Pipes and terminals are non-blocking: there may be no data although poll(2) returned, as a container can read its
-    // own output through /proc/self/fd.
+    // Non-blocking: there may be no data although poll(2) returned, for a container can read its own output.
     let again = [io::ErrorKind::Interrupted, io::ErrorKind::WouldBlock];
     if got == 0 || !again.contains(&io::Error::last_os_error().kind()) {
         stream.lines.finish(now, write);
@@ -499,6 +501,57 @@ mod tests {
         ] {
             assert!(text.contains(end), "{text:?} lacks {end:?}");
         }
+    }
+
+    #[test]
+    fn a_file_that_is_slow_to_close_is_followed_by_the_newest_one() {
+        // Closing it waits a second for the peer, which takes nothing.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let slow = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (_peer, _) = listener.accept().unwrap();
+        slow.set_nonblocking(true).unwrap();
+        while (&slow).write(&[0; 65_536]).is_ok() {}
+        let linger = Some(std::time::Duration::from_secs(1));
+        rustix::net::sockopt::set_socket_linger(&slow, linger).unwrap();
+        let (out, out_in) = rustix::pipe::pipe().unwrap();
+        let (first, mut second) = (memfile(), memfile());
+        let slow = File::from(OwnedFd::from(slow));
+        let log = LogThread::start(out, None, Some(slow)).unwrap();
+        log.reopen(first.into());
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert!(!log.has_reopened(), "the old file is still open");
+        log.reopen(second.try_clone().unwrap().into());
+        wait_for(|| log.has_reopened());
+        let mut out_in = File::from(out_in);
+        out_in.write_all(b"line\n").unwrap();
+        wait_for(|| content(&mut second).ends_with(" stdout F line\n"));
+        drop(out_in);
+        wait_for(|| log.is_finished());
+        assert_eq!(log.dropped(), 0);
+        // Its container may run on.
+        log.reopen(memfile().into());
+        wait_for(|| log.has_reopened());
+        log.join();
+    }
+
+    #[test]
+    fn who_reads_a_containers_output_itself_does_not_hold_up_its_log() {
+        let (out, out_in) = rustix::pipe::pipe().unwrap();
+        let own = format!("/proc/self/fd/{}", out_in.as_raw_fd());
+        let mut thief = File::open(own).unwrap();
+        let file = memfile();
+        let log = LogThread::start(out, None, Some(file.try_clone().unwrap())).unwrap();
+        let mut out_in = File::from(out_in);
+        for _ in 0..2000 {
+            out_in.write_all(b"taken\n").unwrap();
+            rustix::io::ioctl_fionbio(&thief, true).unwrap();
+            let _ = thief.read(&mut [0; 6]);
+        }
+        log.reopen(memfile().into());
+        wait_for(|| log.has_reopened());
+        log.close();
+        wait_for(|| log.is_finished());
+        log.join();
     }
 
     #[test]

@@ -4,7 +4,9 @@
 //! joins a shared namespace prepares its root first, leaves the node's mounts, and then forks into that namespace, so
 //! that the processes there never see one that sees the node. The first process of a shared namespace is ours: it only
 //! reaps.
-//! Invariant: no container lives in the keeper's own pid namespace, except in hostPID pods.
+//! Invariants: no container lives in the keeper's own pid namespace, except in hostPID pods; what is visible in a pid
+//! namespace of the pod is in the pod's other namespaces, too: the kernel shows a process's network (`/proc/PID/net`) to
+//! everybody who sees the process.
 //! It must not know what a container process does.
 
 use std::io;
@@ -13,6 +15,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use coracle_control::frame;
+use coracle_sandbox::{self as sandbox, PodNamespaces};
+use coracle_spec::error::{Context as _, Result};
 use coracle_sys as sys;
 use coracle_sys::fork::Forked;
 
@@ -46,22 +50,27 @@ impl<'a> PidNamespace<'a> {
     }
 }
 
-/// Forks the first process of a pid namespace that a pod's containers share, inside `user` if given.
+/// Forks the first process of a pid namespace that the containers of pod `id` share, inside all its namespaces.
 ///
-/// It never sees the node: a helper enters the `empty` mount namespace and the user namespace, and forks it there.
-/// Returns its pidfd after it dropped all privileges. Errors: the node is out of resources.
-pub(super) fn share(
-    pod: &str,
-    user: Option<&OwnedFd>,
-    empty: BorrowedFd<'_>,
-) -> io::Result<OwnedFd> {
+/// It never sees the node, nor does anybody through it: a helper enters the namespaces, and forks it there. Returns its
+/// pidfd after it dropped all privileges. Errors: the node is out of resources.
+pub(super) fn share(id: &str, pod: &PodNamespaces) -> Result<OwnedFd> {
+    let what = || "make the pod's shared pid namespace".to_owned();
+    let empty = pod.empty()?;
+    fork_helper(id, pod, empty).during(what)
+}
+
+fn fork_helper(id: &str, pod: &PodNamespaces, empty: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
     match sys::fork::fork(0, None)? {
         Forked::Child => {
             sys::fork::set_title("coracle helper");
-            let user = user.map_or(0, AsRawFd::as_raw_fd);
+            let joined = sandbox::join(pod).map_err(io::Error::other);
+            let user = pod.user.as_ref().map_or(0, AsRawFd::as_raw_fd);
             let table = [0, theirs.as_raw_fd(), empty.as_raw_fd(), user];
-            let done = sys::fork::keep_only(&table).and_then(|()| run_helper(pod, user != 0));
+            let done = joined
+                .and_then(|()| sys::fork::keep_only(&table))
+                .and_then(|()| run_helper(id, user != 0));
             sys::fork::leave(i32::from(done.is_err()))
         }
         Forked::Parent { pidfd } => {
@@ -83,7 +92,7 @@ pub(super) fn share(
 
 /// The helper. Its descriptors: 0 the null device, 1 the keeper's socket, 2 an empty mount namespace, 3 the pod's user
 /// namespace if it has one.
-fn run_helper(pod: &str, has_user: bool) -> io::Result<()> {
+fn run_helper(id: &str, has_user: bool) -> io::Result<()> {
     let [socket, empty, user] = [1, 2, 3].map(sys::fork::adopt);
     sys::empty::enter(empty.as_fd())?;
     if has_user {
@@ -93,7 +102,7 @@ fn run_helper(pod: &str, has_user: bool) -> io::Result<()> {
     match sys::fork::fork_sibling(libc::CLONE_NEWPID as u64)? {
         Forked::Child => {
             std::mem::forget(socket);
-            run_pause(pod)
+            run_pause(id)
         }
         Forked::Parent { pidfd } => {
             let sent = frame::send_one(socket.as_fd(), b"\n", pidfd.as_fd());
@@ -103,8 +112,8 @@ fn run_helper(pod: &str, has_user: bool) -> io::Result<()> {
 }
 
 /// The first process: drops all privileges and descriptors except the null device, then reaps orphans.
-fn run_pause(pod: &str) -> ! {
-    sys::fork::set_title(&format!("coracle pause {pod}"));
+fn run_pause(id: &str) -> ! {
+    sys::fork::set_title(&format!("coracle pause {id}"));
     let jailed = sys::dump::forbid()
         .and_then(|()| sys::ids::drop_capabilities())
         .and_then(|()| Ok(rustix::thread::set_no_new_privs(true)?))
@@ -115,6 +124,10 @@ fn run_pause(pod: &str) -> ! {
     }
     sys::signals::reset();
     sys::signals::ignore_children();
+    // A container that may trace it must not have system calls made here that its own filter forbids.
+    if sys::seccomp::allow_only(sys::signals::SLEEP).is_err() {
+        sys::fork::leave(1);
+    }
     loop {
         // Only SIGKILL from outside reaches it: it has no handlers and is the first process of its namespace.
         sys::signals::sleep();

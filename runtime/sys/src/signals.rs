@@ -107,6 +107,13 @@ pub fn ignore_children() {
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
 }
 
+/// The system calls of [`sleep`], whichever the C library makes.
+#[cfg(target_arch = "x86_64")]
+pub const SLEEP: &[libc::c_long] = &[libc::SYS_pause, libc::SYS_ppoll];
+/// The system calls of [`sleep`].
+#[cfg(not(target_arch = "x86_64"))]
+pub const SLEEP: &[libc::c_long] = &[libc::SYS_ppoll];
+
 /// Sleeps until a signal is handled.
 pub fn sleep() {
     // SAFETY: pause takes nothing and only waits.

@@ -9,6 +9,7 @@
 //! | `connections` | accepting, HTTP/1.1 and HTTP/2, slow clients, draining |
 //! | `doorman` | who is answered while the function sleeps, and who is kept for the guest |
 //! | `idle` | when nothing happens any more |
+//! | `answers` | what clients have taken of their answers, and those that take nothing |
 //! | `requests` | one request: its limits, its guest's answer, what becomes of failures |
 //! | `instances` | stores and instances, how long each may live |
 //! | `pool` | the engine whose memory for instances is reserved at the start |
@@ -21,6 +22,7 @@
 //! answer or the process is killed.
 //! Not here: which port and which limits, the jail, outgoing requests.
 
+mod answers;
 mod connections;
 pub mod doorman;
 mod idle;

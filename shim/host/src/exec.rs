@@ -5,7 +5,6 @@
 //! everything that it started is killed, and nothing else.
 //! Must not know: whether the container runs (its driver knows), what happens to the output ([`sync`], [`stream`]).
 
-mod budget;
 mod leaf;
 mod processes;
 mod program;
@@ -13,8 +12,8 @@ mod shell;
 mod stream;
 mod sync;
 
-pub(super) use budget::Budget;
 pub(super) use leaf::OrphanedLeaves;
+pub(super) use sync::FREE_BYTES;
 
 use std::os::fd::OwnedFd;
 

@@ -15,6 +15,8 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use super::{Host, blocking, io_error};
 
+/// What the kernel holds of a connection in each direction; it takes it twice. Bytes.
+const KERNEL_BUFFER: u32 = 64 << 10;
 /// How long a pod's loopback may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -58,6 +60,9 @@ impl Host {
                 .map_err(std::io::Error::other)?,
         };
         let socket = TcpSocket::from_std_stream(socket.into());
+        // Otherwise the kernel holds up to 6 MiB for a client that does not read, in this daemon's account.
+        socket.set_recv_buffer_size(KERNEL_BUFFER)?;
+        socket.set_send_buffer_size(KERNEL_BUFFER)?;
         let connected = tokio::time::timeout(TIMEOUT, socket.connect(to)).await;
         connected.map_err(|_| std::io::ErrorKind::TimedOut)?
     }

@@ -110,7 +110,7 @@ pub struct Host {
     /// Threads for paths that may hang.
     paths: paths::Paths,
     /// Memory for the output of ExecSync calls.
-    exec_budget: exec::Budget,
+    exec_budget: coracle_streaming::Budget,
 }
 
 impl Host {
@@ -118,7 +118,8 @@ impl Host {
     pub fn new(config: HostConfig, parts: Parts) -> Result<Host, Error> {
         let ids = Ids::new(config.id_base, config.id_count);
         let trash = config.root.join("trash");
-        let exec_budget = exec::Budget::new(config.exec_sync_output_bytes);
+        let exec_budget =
+            coracle_streaming::Budget::new(config.exec_sync_output_bytes, exec::FREE_BYTES);
         let host = Host {
             trash: Trash::open(&trash)
                 .map_err(|error| io_error(format!("open {}", trash.display()), error))?,

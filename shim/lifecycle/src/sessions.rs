@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use coracle_spec::id::{ContainerId, PodId};
-use coracle_streaming::{Forward, Program, Session, StreamOptions, Streams};
+use coracle_streaming::{Forward, Owner, Program, Session, StreamOptions, Streams};
 use tokio::net::TcpStream;
 
 use super::{ContainerState, Error, Kind, NamespaceMode, Pods, Purpose, Request, send_request};
@@ -31,9 +31,11 @@ impl Pods {
             stderr,
         };
         let (pods, action) = (self.clone(), "executing command in container");
-        Session::Exec(Program::new(action, options, move |streams| {
+        let owner = self.owner_of(&config.container);
+        let program = Program::new(action, options, move |streams| {
             Box::pin(async move { Ok(pods.exec(config, streams).await?) })
-        }))
+        });
+        Session::Exec(program.of(owner))
     }
 
     /// A session that joins a container's own streams until it ends, or the client closes all streams.
@@ -46,18 +48,37 @@ impl Pods {
             stderr,
         };
         let (pods, action) = (self.clone(), "attaching to container");
-        Session::Attach(Program::new(action, options, move |streams| {
+        let owner = self.owner_of(&config.container);
+        let program = Program::new(action, options, move |streams| {
             Box::pin(async move { Ok(pods.attach(config, streams).await.map(|()| 0)?) })
-        }))
+        });
+        Session::Attach(program.of(owner))
     }
 
     /// A session that connects to ports on the loopback of a pod, IPv4 first.
     pub fn forward_session(&self, config: PortForwardConfig) -> Session {
         let (pods, PortForwardConfig { pod, ports }) = (self.clone(), config);
-        Session::Forward(Forward::new(format!("pod {pod}"), ports, move |port| {
+        let owner = self.owner(&pod);
+        let forward = Forward::new(format!("pod {pod}"), ports, move |port| {
             let (pods, pod) = (pods.clone(), pod.clone());
             Box::pin(async move { Ok(pods.connect(pod, port).await?) })
-        }))
+        });
+        Session::Forward(forward.of(owner))
+    }
+
+    /// Whose a session of the pod is.
+    fn owner(&self, pod: &PodId) -> Owner {
+        let view = self.pod(pod);
+        let namespace = view.map(|view| view.config.name.namespace.clone());
+        Owner {
+            tenant: namespace.unwrap_or_default(),
+            target: pod.to_string(),
+        }
+    }
+
+    fn owner_of(&self, container: &ContainerId) -> Owner {
+        let view = self.container(container);
+        view.map_or_else(Owner::default, |view| self.owner(&view.pod))
     }
 
     /// What an exec or attach needs of a running container. Errors: Missing; WrongPhase.

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::receive::RecvSink;
+use super::receive::{RecvBudget, RecvSink};
 use super::send::{Item, SendQueue};
 
 /// How long a client may take to read the rest and close, once its session has ended. If we closed first, the kernel
@@ -117,6 +117,8 @@ pub struct Upgraded {
     pub peer: Peer,
     /// How long it may be idle.
     pub idle: Duration,
+    /// What it may hold.
+    pub budget: Arc<RecvBudget>,
 }
 
 /// State that reader and writer of a connection share with their session.

@@ -29,6 +29,8 @@ use super::spdy::{self, Headers, NewStream};
 
 /// How long a stream waits for the other one of its pair.
 const PAIR_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest name of a pair, bytes; clients count.
+const MAX_REQUEST: usize = 128;
 /// How long a client may send nothing once the pod has ended its side. Old clients never end their side, and an open
 /// socket keeps the namespace of a removed pod alive.
 const HALF_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -45,9 +47,11 @@ pub struct Pair {
     pub error: Arc<SendStream>,
 }
 
-/// One stream of a pair whose partner is not open yet.
+/// One stream of a pair whose partner is not open yet; of its headers only what is needed.
 struct Waiting {
     stream: NewStream,
+    is_data: bool,
+    port: u16,
     until: Instant,
 }
 
@@ -114,23 +118,35 @@ async fn pair_up(mut accepted: mpsc::Receiver<NewStream>, ports: &Forward) {
 
 /// The pair that `stream` completes; otherwise it waits for its partner.
 fn matched(waiting: &mut HashMap<String, Waiting>, stream: NewStream) -> Option<Pair> {
-    let request = request(&stream);
+    let (request, is_data, port) = (request(&stream), is_data(&stream), port(&stream.headers)?);
+    if request.len() > MAX_REQUEST {
+        stream.send_stream.reset();
+        return None;
+    }
+    let stream = NewStream {
+        headers: Headers::default(),
+        ..stream
+    };
     let Some(half) = waiting.remove(&request) else {
-        let until = Instant::now() + PAIR_TIMEOUT;
-        waiting.insert(request, Waiting { stream, until });
+        let half = Waiting {
+            stream,
+            is_data,
+            port,
+            until: Instant::now() + PAIR_TIMEOUT,
+        };
+        waiting.insert(request, half);
         return None;
     };
-    if is_data(&half.stream) == is_data(&stream) {
+    if half.is_data == is_data {
         stream.send_stream.reset();
         waiting.insert(request, half);
         return None;
     }
-    let (data, error) = if is_data(&stream) {
-        (stream, half.stream)
+    let (data, error, port) = if is_data {
+        (stream, half.stream, port)
     } else {
-        (half.stream, stream)
+        (half.stream, stream, half.port)
     };
-    let port = port(&data.headers)?;
     Some(Pair {
         port,
         recv_stream: data.recv_stream,
@@ -149,8 +165,11 @@ fn drop_overdue(waiting: &mut HashMap<String, Waiting>) {
             .map(|(request, _)| request.clone()),
     );
     for request in late {
-        if let Some(Waiting { stream, .. }) = waiting.remove(&request) {
-            if !is_data(&stream) {
+        if let Some(Waiting {
+            stream, is_data, ..
+        }) = waiting.remove(&request)
+        {
+            if !is_data {
                 stream.send_stream.send_now(
                     format!("request {request}: timed out waiting for its data stream").as_bytes(),
                 );
@@ -170,7 +189,11 @@ pub async fn run_pair(pair: Pair, ports: Forward) {
     } = pair;
     let mut error = SendStreamWriter(error);
     let target = ports.target();
-    match ports.connect(port).await {
+    let connected = match ports.share() {
+        Ok(share) => ports.connect(port).await.map(|socket| (socket, share)),
+        Err(refused) => Err(refused.into()),
+    };
+    match connected {
         Err(failure) => {
             let reason = chain(&*failure);
             tracing::debug!(target, port, error = reason, "a port was not forwarded");
@@ -179,7 +202,7 @@ pub async fn run_pair(pair: Pair, ports: Forward) {
             drop(error);
             data.reset();
         }
-        Ok(socket) => {
+        Ok((socket, _share)) => {
             if let Err(failure) = copy_both_ways(socket, recv_stream, &data).await {
                 tracing::debug!(target, port, error = %failure, "a forwarded connection broke");
                 data.reset();

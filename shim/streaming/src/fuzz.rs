@@ -129,6 +129,7 @@ fn session<F: Future<Output = ()> + Send + 'static>(
         io: Box::new(server),
         peer: Peer::default(),
         idle: Duration::from_secs(60),
+        budget: Arc::default(),
     };
     let alive = Arc::new(());
     let futures = Arc::downgrade(&alive);

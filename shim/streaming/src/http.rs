@@ -21,18 +21,22 @@ use ::http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
-use tokio::sync::Semaphore;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
+use super::budget::Budget;
 use super::connection::{Peer, Upgraded};
 use super::limits::Limits;
+use super::receive::{self, RecvBudget};
 use super::remote;
+use super::shares::Shares;
 use super::tokens::Tokens;
 use super::websocket::{self, Subprotocol};
 use super::{Session, forward};
 
-/// Most sessions at a time.
-const SESSIONS: usize = 2048;
+/// Most sessions at a time, and most of one target.
+const SESSIONS: (usize, usize) = (2048, 256);
+/// Most forwarded connections at a time, and most of one target.
+const CONNECTIONS: (usize, usize) = (8192, 1024);
 
 const STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
 const ACCEPTED_PROTOCOLS: HeaderName =
@@ -54,7 +58,9 @@ type Reply = Response<Full<Bytes>>;
 pub struct ServerState {
     tokens: Arc<Tokens>,
     limits: Arc<Limits>,
-    sessions: Arc<Semaphore>,
+    sessions: Shares,
+    connections: Shares,
+    memory: Budget,
 }
 
 impl ServerState {
@@ -63,7 +69,9 @@ impl ServerState {
         ServerState {
             tokens,
             limits,
-            sessions: Arc::new(Semaphore::new(SESSIONS)),
+            sessions: Shares::new(SESSIONS.0, SESSIONS.1),
+            connections: Shares::new(CONNECTIONS.0, CONNECTIONS.1),
+            memory: receive::memory(),
         }
     }
 }
@@ -122,33 +130,57 @@ fn negotiate(
     } else {
         spdy_reply(headers, &session)?
     };
-    let permit = Arc::clone(&state.sessions).try_acquire_owned();
-    let permit = permit.map_err(|_| {
-        refusal(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "too many sessions are open",
-        )
-    })?;
-    let idle = state.limits.idle();
-    tokio::spawn(async move {
-        upgrade(request, peer, idle, protocol, session).await;
-        drop(permit);
-    });
+    begin(state, request, peer, (protocol, session))?;
     Ok(reply)
 }
 
-/// Waits for the upgrade, then serves the session on the connection.
-async fn upgrade(
+/// Has the session served once its connection is upgraded. Errors: its owner has its part of all sessions.
+fn begin(
+    state: &ServerState,
     request: Request<Incoming>,
     peer: Peer,
+    (protocol, session): (Protocol, Session),
+) -> Result<(), Refusal> {
+    let share = state.sessions.take(session.owner()).ok_or_else(|| {
+        let text = "too many sessions of this pod or its namespace are open";
+        refusal(StatusCode::SERVICE_UNAVAILABLE, text)
+    })?;
+    let session = match session {
+        Session::Forward(ports) => Session::Forward(ports.sharing(state.connections.clone())),
+        other => other,
+    };
+    let made = Made {
+        peer,
+        idle: state.limits.idle(),
+        budget: Arc::new(RecvBudget::new(&state.memory)),
+    };
+    tokio::spawn(async move {
+        upgrade(request, made, protocol, session).await;
+        drop(share);
+    });
+    Ok(())
+}
+
+/// What a connection has beside its bytes.
+struct Made {
+    peer: Peer,
     idle: Duration,
-    protocol: Protocol,
-    session: Session,
-) {
+    budget: Arc<RecvBudget>,
+}
+
+/// Waits for the upgrade, then serves the session on the connection.
+async fn upgrade(request: Request<Incoming>, made: Made, protocol: Protocol, session: Session) {
     match hyper::upgrade::on(request).await {
         Ok(upgraded) => {
             let io = Box::new(TokioIo::new(upgraded));
-            serve(Upgraded { io, peer, idle }, protocol, session).await;
+            let Made { peer, idle, budget } = made;
+            let upgraded = Upgraded {
+                io,
+                peer,
+                idle,
+                budget,
+            };
+            serve(upgraded, protocol, session).await;
         }
         Err(error) => {
             tracing::debug!(%error, "a streaming client closed its connection before its session began")

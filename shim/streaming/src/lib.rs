@@ -4,12 +4,14 @@
 //! offer --Session--> tokens <--URL-- client --HTTP upgrade--> spdy | websocket --Streams--> the session's future
 //! ```
 //! Invariants: a token opens one session, once, within a minute; the CRI request, never the URL, fixes what a client
-//! may do; buffers are bounded, and a slow reader slows its writer down.
+//! may do; buffers are bounded, each and all together, and a slow reader slows its writer down; no tenant keeps the others
+//! out.
 //! Called by: the shim's `serve` (bind) and the CRI services (offer).
 //! Must not know: containers, pods, authorization, the other end of the streams: a session comes with the future that
 //! its streams are connected to.
 
 mod base64;
+mod budget;
 mod connection;
 mod forward;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -27,6 +29,7 @@ mod scratch;
 mod send;
 mod server;
 mod session;
+mod shares;
 mod spdy;
 mod status;
 #[cfg(test)]
@@ -36,9 +39,11 @@ mod tls;
 mod tokens;
 mod websocket;
 
+pub use budget::{Budget, Share};
 pub use limits::Limits;
 pub use server::{Server, Settings};
 pub use session::{Forward, Program, Session, SessionFuture, Size, StreamOptions, Streams};
+pub use shares::Owner;
 pub use tls::Identity;
 pub use tokens::Refused;
 

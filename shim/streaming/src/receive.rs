@@ -4,7 +4,8 @@
 //! TCP --> the connection's reader --RecvSink--> buffer --RecvStream--> the program's standard input, the pod's socket
 //! ```
 //! Invariants: the reader stops while a stream holds [`STREAM_LIMIT`] bytes or all streams of a connection together
-//! hold [`CONNECTION_LIMIT`], so that TCP slows the client down; when a `RecvStream` is dropped, further data of its
+//! hold [`CONNECTION_LIMIT`], and with less than that where all connections together hold what the node has for them, so
+//! that TCP slows the client down; an empty stream may always take a piece; when a `RecvStream` is dropped, further data of its
 //! stream is discarded.
 //! Must not know: frames.
 
@@ -17,22 +18,95 @@ use std::task::{Context, Poll, Waker};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::Notify;
 
+use super::budget::{Budget, Share};
+
 /// Unread bytes of one stream at which its connection is no longer read.
 const STREAM_LIMIT: usize = 256 << 10;
 /// The same limit for all streams of a connection.
 const CONNECTION_LIMIT: usize = 1 << 20;
 
-/// Bytes that all streams of a connection hold together.
-#[derive(Default)]
+/// Most bytes that are added at once.
+pub const PIECE: usize = 64 << 10;
+/// What all connections together hold, beside a piece each.
+const MEMORY: usize = 32 << 20;
+
+/// Bytes that all streams of a connection hold together, and the message that it has not taken apart yet.
 pub struct RecvBudget {
     bytes: AtomicUsize,
+    message: AtomicUsize,
+    share: Mutex<Share>,
     freed: Notify,
 }
 
+/// The memory of a server's connections.
+pub fn memory() -> Budget {
+    Budget::new(MEMORY, PIECE)
+}
+
+impl Default for RecvBudget {
+    /// Of a connection that has all memory for itself.
+    fn default() -> Self {
+        Self::new(&memory())
+    }
+}
+
 impl RecvBudget {
+    /// Of a connection that has the `memory` with others.
+    pub fn new(memory: &Budget) -> Self {
+        Self {
+            bytes: AtomicUsize::new(0),
+            message: AtomicUsize::new(0),
+            share: Mutex::new(memory.share()),
+            freed: Notify::new(),
+        }
+    }
+
+    /// Counts bytes of a message that is not whole yet. False if it is longer than a piece and there is no memory for it.
+    pub fn add_to_message(&self, bytes: usize) -> bool {
+        let all = self.message.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        all <= PIECE || self.covers(0)
+    }
+
+    /// Some bytes of the message go to a stream, or are done with.
+    pub fn take_from_message(&self, bytes: usize) {
+        let less = |message: usize| Some(message.saturating_sub(bytes));
+        let _ = self
+            .message
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+    }
+
+    /// The message is done with.
+    pub fn end_message(&self) {
+        self.message.store(0, Ordering::Release);
+        self.shrink();
+    }
+
     fn release(&self, bytes: usize) {
         self.bytes.fetch_sub(bytes, Ordering::AcqRel);
+        self.shrink();
         self.freed.notify_waiters();
+    }
+
+    fn held(&self) -> usize {
+        self.bytes.load(Ordering::Acquire) + self.message.load(Ordering::Acquire)
+    }
+
+    fn covers(&self, more: usize) -> bool {
+        self.share().covers(self.held() + more)
+    }
+
+    fn shrink(&self) {
+        self.share().shrink(self.held());
+    }
+
+    fn share(&self) -> MutexGuard<'_, Share> {
+        self.share.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether another piece may be added.
+    fn has_room(&self) -> bool {
+        let bytes = self.bytes.load(Ordering::Acquire);
+        bytes == 0 || (bytes < CONNECTION_LIMIT && self.covers(PIECE))
     }
 }
 
@@ -113,11 +187,11 @@ impl RecvSink {
     /// Whether bytes may be added now.
     pub fn has_room(&self) -> bool {
         let state = self.0.lock();
-        let full = self.0.budget.bytes.load(Ordering::Acquire) >= CONNECTION_LIMIT;
-        state.reader_dropped || state.end != End::Open || (state.unread() < STREAM_LIMIT && !full)
+        let is_full = state.unread() >= STREAM_LIMIT || !self.0.budget.has_room();
+        state.reader_dropped || state.end != End::Open || !is_full
     }
 
-    /// Adds bytes; discards them after an end, or once the `RecvStream` is dropped.
+    /// Adds at most [`PIECE`] bytes; discards them after an end, or once the `RecvStream` is dropped.
     pub fn push(&self, bytes: &[u8]) {
         let mut state = self.0.lock();
         if state.reader_dropped || state.end != End::Open || bytes.is_empty() {
@@ -283,5 +357,48 @@ mod tests {
         drop(sink);
         let error = recv_stream.read(&mut [0; 16]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn connections_together_hold_no_more_than_there_is_and_each_goes_on() {
+        let memory = Budget::new(1 << 20, PIECE);
+        let one = || Arc::new(RecvBudget::new(&memory));
+        let budgets: Vec<_> = (0..50).map(|_| one()).collect();
+        let mut streams: Vec<_> = budgets.iter().map(stream).collect();
+        let mut all = 0;
+        while let Some((sink, _)) = streams.iter().find(|(sink, _)| sink.has_room()) {
+            sink.push(&[0; PIECE]);
+            all += PIECE;
+        }
+        assert!(all <= (1 << 20) + 51 * PIECE, "{all}");
+        // A new one has room for a piece, and so has each whose reader has read.
+        let late = one();
+        let (sink, _stream) = stream(&late);
+        assert!(sink.has_room());
+        for (sink, reader) in &mut streams {
+            reader.read_exact(&mut [0; PIECE]).await.unwrap();
+            while !sink.has_room() {
+                reader.read_exact(&mut [0; PIECE]).await.unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_message_has_memory_only_while_there_is_some() {
+        let memory = Budget::new(1 << 20, PIECE);
+        let (one, two) = (RecvBudget::new(&memory), RecvBudget::new(&memory));
+        assert!(one.add_to_message(400 << 10));
+        assert!(two.add_to_message(PIECE), "what all have");
+        assert!(!two.add_to_message(800 << 10));
+        // A short one always finds its place, whatever waits already.
+        two.end_message();
+        let (sink, _stream) = stream(&Arc::new(two));
+        sink.push(&[0; PIECE]);
+        assert!(one.add_to_message(150 << 10));
+        assert!(sink.0.budget.add_to_message(32 << 10));
+        drop((sink, _stream));
+        let two = RecvBudget::new(&memory);
+        one.end_message();
+        assert!(two.add_to_message(400 << 10));
     }
 }

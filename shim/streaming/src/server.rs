@@ -29,6 +29,8 @@ use super::{Error, Session};
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause after accept(2) failed: the first one, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// What the kernel holds of a connection in each direction; it takes it twice. Bytes.
+const KERNEL_BUFFER: usize = 256 << 10;
 /// Largest head of a request, bytes.
 const MAX_HEAD: usize = 16 << 10;
 /// Most headers of a request.
@@ -160,10 +162,12 @@ async fn serve_request(socket: TcpStream, tls: Option<Arc<Tls>>, state: Arc<Serv
     }
 }
 
-/// Sends keystrokes at once (TCP_NODELAY) and detects dead clients (keepalive).
+/// Sends keystrokes at once (TCP_NODELAY), detects dead clients (keepalive), and bounds what the kernel holds for slow ones.
 fn set_socket_options(socket: &TcpStream) -> std::io::Result<Peer> {
     let (after, every, times) = KEEPALIVE;
     socket.set_nodelay(true)?;
+    sockopt::set_socket_send_buffer_size(socket, KERNEL_BUFFER)?;
+    sockopt::set_socket_recv_buffer_size(socket, KERNEL_BUFFER)?;
     sockopt::set_socket_keepalive(socket, true)?;
     sockopt::set_tcp_keepidle(socket, after)?;
     sockopt::set_tcp_keepintvl(socket, every)?;

@@ -14,6 +14,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
+use super::shares::{Owner, Share, Shares};
+
 /// A session that a URL opens.
 #[derive(Debug)]
 pub enum Session {
@@ -23,6 +25,16 @@ pub enum Session {
     Attach(Program),
     /// Connections to ports.
     Forward(Forward),
+}
+
+impl Session {
+    /// Whose it is.
+    pub(super) fn owner(&self) -> &Owner {
+        match self {
+            Session::Exec(program) | Session::Attach(program) => &program.owner,
+            Session::Forward(ports) => &ports.owner,
+        }
+    }
 }
 
 /// Which streams a client gets, as in CRI's ExecRequest and AttachRequest.
@@ -45,6 +57,7 @@ type Run = Box<dyn FnOnce(Streams) -> SessionFuture<i32> + Send>;
 pub struct Program {
     action: &'static str,
     options: StreamOptions,
+    owner: Owner,
     run: Run,
 }
 
@@ -61,8 +74,15 @@ impl Program {
         Program {
             action,
             options: StreamOptions { stderr, ..options },
+            owner: Owner::default(),
             run: Box::new(run),
         }
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn of(self, owner: Owner) -> Program {
+        Program { owner, ..self }
     }
 
     /// The streams that its client gets.
@@ -98,6 +118,8 @@ type Connect = Arc<dyn Fn(u16) -> SessionFuture<TcpStream> + Send + Sync>;
 pub struct Forward {
     target: String,
     ports: Vec<u16>,
+    owner: Owner,
+    shares: Option<Shares>,
     connect: Connect,
 }
 
@@ -112,8 +134,31 @@ impl Forward {
         Forward {
             target: target.into(),
             ports,
+            owner: Owner::default(),
+            shares: None,
             connect: Arc::new(connect),
         }
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn of(self, owner: Owner) -> Forward {
+        Forward { owner, ..self }
+    }
+
+    /// Each connection takes one of `shares`.
+    pub(super) fn sharing(self, shares: Shares) -> Forward {
+        let shares = Some(shares);
+        Forward { shares, ..self }
+    }
+
+    /// A share for one connection. Errors: the owner has its part of them.
+    pub(super) fn share(&self) -> Result<Option<Share>, &'static str> {
+        let Some(shares) = &self.shares else {
+            return Ok(None);
+        };
+        let text = "too many forwarded connections of this pod or its namespace are open";
+        shares.take(&self.owner).map(Some).ok_or(text)
     }
 
     /// The name of the target.

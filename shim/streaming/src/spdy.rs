@@ -39,7 +39,7 @@ const MAX_STREAMS: usize = 1024;
 /// New streams that wait for their session.
 const ACCEPTING: usize = 16;
 /// Bytes read from the connection at once.
-const READ: usize = 64 << 10;
+const READ: usize = receive::PIECE;
 /// Small frames are collected up to this many bytes.
 const WRITE: usize = 16 << 10;
 
@@ -73,7 +73,12 @@ pub fn start(
     upgraded: Upgraded,
     wants: fn(&Headers) -> bool,
 ) -> (Connection, mpsc::Receiver<NewStream>) {
-    let Upgraded { io, peer, idle } = upgraded;
+    let Upgraded {
+        io,
+        peer,
+        idle,
+        budget,
+    } = upgraded;
     let shared = Shared::new(peer);
     let (accept, accepted) = mpsc::channel(ACCEPTING);
     let (read, write) = tokio::io::split(io);
@@ -81,7 +86,7 @@ pub fn start(
         io: BufReader::with_capacity(READ, read),
         shared: shared.clone(),
         streams: HashMap::new(),
-        budget: Arc::default(),
+        budget,
         inflater: Inflater::new(),
         deflater: Deflater::new(),
         last: 0,

@@ -50,6 +50,7 @@ fn exec(pipes: &Arc<Pipes>) -> (DuplexStream, JoinHandle<()>) {
         io: Box::new(theirs),
         peer: Peer::default(),
         idle: Duration::from_secs(60),
+        budget: Arc::default(),
     };
     let options = StreamOptions {
         tty: false,

@@ -4,12 +4,15 @@
 //! http --BoxedIo--> serve --channels--> remote::run | forward::run_pair
 //!                     \--tunnel----> forward::serve_spdy
 //! ```
-//! Invariants: a message is at most [`MAX_MESSAGE`] bytes; output is queued as for SPDY; messages for a channel without
+//! Invariants: a message is at most [`MAX_MESSAGE`] bytes, and counts as received while it is read and taken apart; output is queued as for SPDY; messages for a channel without
 //! a reader are dropped.
 //! Must not know: the handshake.
 
 mod channels;
+mod metered;
 mod tunnel;
+
+use std::sync::Arc;
 
 use tokio::task::JoinSet;
 use tokio_tungstenite::WebSocketStream;
@@ -17,10 +20,12 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
 use super::connection::{BoxedIo, Upgraded};
 use super::forward::{self, Pair};
+use super::receive::RecvBudget;
 use super::remote::{self, ClientStreams};
 use super::status::StatusFormat;
 use super::{Forward, Program};
 use channels::{Channels, Codec};
+use metered::Metered;
 use tunnel::Tunnel;
 
 /// Longest accepted message, bytes. It is held as a whole; Kubernetes' own clients send 32 KiB at most.
@@ -78,7 +83,8 @@ impl Subprotocol {
     }
 }
 
-async fn socket(io: BoxedIo) -> WebSocketStream<BoxedIo> {
+async fn socket(io: BoxedIo, budget: &Arc<RecvBudget>) -> WebSocketStream<BoxedIo> {
+    let io: BoxedIo = Box::new(Metered::new(io, Arc::clone(budget)));
     let config = WebSocketConfig::default()
         .read_buffer_size(64 << 10)
         .write_buffer_size(WRITE)
@@ -90,11 +96,17 @@ async fn socket(io: BoxedIo) -> WebSocketStream<BoxedIo> {
 /// Serves exec or attach to its end; `upgraded.idle` is how long the connection may be idle.
 pub async fn serve_remote(upgraded: Upgraded, subprotocol: Subprotocol, program: Program) {
     let options = program.options();
-    let mut channels = Channels::new(subprotocol.codec, subprotocol.closes);
+    let Upgraded {
+        io,
+        peer,
+        idle,
+        budget,
+    } = upgraded;
+    let mut channels = Channels::new(subprotocol.codec, subprotocol.closes, &budget);
     let stdin = options.stdin.then(|| channels.read(STDIN));
     let sizes = options.tty.then(|| channels.read(RESIZE));
-    let Upgraded { io, peer, idle } = upgraded;
-    let (connection, writers) = channels.start(socket(io).await, peer, idle);
+    let socket = socket(io, &budget).await;
+    let (connection, writers) = channels.start(socket, peer, idle);
     let stdout = options.stdout.then(|| writers.channel(STDOUT));
     let stderr = options.stderr.then(|| writers.channel(STDERR));
     let error = writers.channel(ERROR);
@@ -121,13 +133,19 @@ pub async fn serve_remote(upgraded: Upgraded, subprotocol: Subprotocol, program:
 /// Serves port-forward with channels: two for each port, data and error, that begin with the port's number, lowest byte
 /// first.
 pub async fn serve_forward(upgraded: Upgraded, subprotocol: Subprotocol, ports: Forward) {
-    let mut channels = Channels::new(subprotocol.codec, subprotocol.closes);
+    let Upgraded {
+        io,
+        peer,
+        idle,
+        budget,
+    } = upgraded;
+    let mut channels = Channels::new(subprotocol.codec, subprotocol.closes, &budget);
     let numbered = ports.ports().iter().enumerate();
     let read: Vec<_> = numbered
         .map(|(at, port)| (2 * at, *port, channels.read(2 * at)))
         .collect();
-    let Upgraded { io, peer, idle } = upgraded;
-    let (connection, writers) = channels.start(socket(io).await, peer, idle);
+    let socket = socket(io, &budget).await;
+    let (connection, writers) = channels.start(socket, peer, idle);
     let mut pairs = JoinSet::new();
     for (channel, port, recv_stream) in read {
         let (data, error) = (writers.channel(channel), writers.channel(channel + 1));
@@ -149,7 +167,13 @@ pub async fn serve_forward(upgraded: Upgraded, subprotocol: Subprotocol, ports: 
 
 /// Serves port-forward with SPDY in messages.
 pub async fn serve_tunnel(upgraded: Upgraded, ports: Forward) {
-    let Upgraded { io, peer, idle } = upgraded;
-    let io: BoxedIo = Box::new(Tunnel::new(socket(io).await));
-    forward::serve_spdy(Upgraded { io, peer, idle }, ports).await;
+    let Upgraded { io, budget, .. } = upgraded;
+    let tunnel = Tunnel::new(socket(io, &budget).await, Arc::clone(&budget));
+    let tunnelled = Upgraded {
+        io: Box::new(tunnel),
+        peer: upgraded.peer,
+        idle: upgraded.idle,
+        budget,
+    };
+    forward::serve_spdy(tunnelled, ports).await;
 }

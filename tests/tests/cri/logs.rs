@@ -59,6 +59,26 @@ async fn a_log_is_complete_when_the_exit_is_seen() {
     daemon.finish().await.unwrap();
 }
 
+/// It would be tried again for ever.
+#[tokio::test]
+async fn a_program_that_has_closed_its_output_has_its_log_rotated() {
+    if crate::linux::shell::on_peer() {
+        return;
+    }
+    let daemon = crate::linux::shell::daemon().await;
+    let pod = Pod::run(&daemon, "closed").await;
+    let script = "echo last; exec >&- 2>&-; sleep 1000";
+    let id = pod.start(&crate::linux::shell::sh("c", script)).await;
+    pod.wait_log(&daemon, "c", "last").await;
+    let path = daemon.container_log("closed", "c");
+    for turn in 0..3 {
+        std::fs::rename(&path, path.with_extension(format!("log.{turn}"))).unwrap();
+        pod.cri.reopen_log(&id).await.unwrap();
+        assert!(path.exists());
+    }
+    daemon.finish().await.unwrap();
+}
+
 #[tokio::test]
 async fn reopening_loses_and_repeats_nothing() {
     let daemon = daemon().await;

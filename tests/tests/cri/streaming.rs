@@ -8,6 +8,7 @@ mod disconnects;
 mod exec;
 pub mod forward;
 mod refusals;
+mod shares;
 mod volume;
 
 use coracle_proto::runtime::v1 as cri;

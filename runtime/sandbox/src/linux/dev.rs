@@ -237,11 +237,16 @@ fn directory(dev: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
     rootfs_path::inside(dev.as_fd(), name)
 }
 
+/// Most pseudo terminals of a container, its own and its execs' included: all containers share the node's
+/// `kernel.pty.max`.
+const MOST_TERMINALS: &str = "256";
+
 fn terminals(dev: &OwnedFd, pod: &PodNamespaces, label: Option<&str>) -> Result<OwnedFd> {
     let what = || "mount devpts at /dev/pts".to_owned();
     let mut options = vec![
         (c"newinstance", None),
         (c"ptmxmode", Some("0666")),
+        (c"max", Some(MOST_TERMINALS)),
         (c"mode", Some("0620")),
     ];
     options.extend(label.map(|label| (c"context", Some(label))));

@@ -2,7 +2,9 @@
 //!
 //! Called by [`Profile::compile`]. Which rules apply, in which order and with which errno is the same as in runc, so
 //! that a profile has the same meaning: a rule equal to the default is left out, two conditions on one argument are
-//! alternatives, calls newer than the newest one that the profile names return ENOSYS.
+//! alternatives, calls newer than the newest one that the profile names return ENOSYS. Other than in runc, a condition on
+//! socket(2) also holds for the older way to make a socket, socketcall(2), whose arguments no filter sees: it returns
+//! ENOSYS.
 //! Invariant: the result is complete instructions, not more than the kernel accepts.
 //! It must not know about JSON, caching or loading.
 
@@ -60,7 +62,7 @@ pub(super) fn compile(profile: &Profile, capabilities: u64) -> Result<Vec<u8>> {
         add(&mut filter, rule, profile.default)?;
     }
     let mut bytes = Vec::new();
-    for step in unknown_calls(profile, &rules) {
+    for step in front(profile, &rules) {
         bytes.extend(step.bytes());
     }
     bytes.extend(export(&filter)?);
@@ -138,7 +140,7 @@ impl Step {
     }
 
     fn jump_forward(by: usize) -> Self {
-        // A stub has a handful of architectures with six steps each.
+        // There are a handful of architectures with a dozen steps each.
         Self::jump(0x05, by as u32, 0, 0)
     }
 
@@ -166,17 +168,16 @@ const EQUAL: u16 = 0x15;
 const GREATER: u16 = 0x25;
 const HAS_BIT: u16 = 0x45;
 
-/// The instructions in front of the filter: ENOSYS for calls above every call that the rules name, by architecture;
-/// other calls fall through. Empty if the default allows such calls or returns ENOSYS already.
-fn unknown_calls(profile: &Profile, rules: &[&Rule]) -> Vec<Step> {
+/// The instructions in front of the filter, by architecture: ENOSYS for calls above every call that the rules name, and
+/// for sockets by socketcall(2) where rules have conditions for them; other calls fall through.
+fn front(profile: &Profile, rules: &[&Rule]) -> Vec<Step> {
     let open = matches!(
         profile.default,
         ScmpAction::Allow | ScmpAction::Log | ScmpAction::Trace(_)
     );
-    if open || profile.default == ScmpAction::Errno(libc::ENOSYS) {
-        return Vec::new();
-    }
-    let newest = |arch| newest_call(rules, arch);
+    let is_bounded = !open && profile.default != ScmpAction::Errno(libc::ENOSYS);
+    let newest = |arch| is_bounded.then(|| newest_call(rules, arch));
+    let has_conditions = has_conditional_sockets(rules);
     let mut arches = vec![ScmpArch::native()];
     arches.extend(&profile.arches);
     let mut sections: Vec<(u32, Vec<Step>)> = Vec::new();
@@ -187,14 +188,53 @@ fn unknown_calls(profile: &Profile, rules: &[&Rule]) -> Vec<Step> {
         if sections.iter().any(|(seen, _)| *seen == audit) {
             continue;
         }
-        let section = if audit == AUDIT_X86_64 {
-            section_x86_64(newest(ScmpArch::X8664), newest(ScmpArch::X32))
-        } else {
-            section(newest(arch))
+        let mut section = match (audit, newest(arch)) {
+            (_, None) => Vec::new(),
+            (AUDIT_X86_64, Some(_)) => section_x86_64(
+                newest_call(rules, ScmpArch::X8664),
+                newest_call(rules, ScmpArch::X32),
+            ),
+            (_, Some(newest)) => section(newest),
         };
-        sections.push((audit, section));
+        if has_conditions {
+            section.extend(without_socketcall(arch));
+        }
+        if !section.is_empty() {
+            sections.push((audit, section));
+        }
     }
-    join(sections)
+    match sections.is_empty() {
+        true => Vec::new(),
+        false => join(sections),
+    }
+}
+
+/// Whether the rules tell sockets apart by their arguments.
+fn has_conditional_sockets(rules: &[&Rule]) -> bool {
+    let mut named = rules
+        .iter()
+        .filter(|rule| rule.names.iter().any(|name| name == "socket"))
+        .peekable();
+    named.peek().is_some() && named.all(|rule| !rule.conditions.is_empty())
+}
+
+/// ENOSYS for a socket by socketcall(2), if `arch` has that: libraries then use socket(2). Its arguments are behind a
+/// pointer, and libseccomp allows it whole where a rule allows some of socket(2).
+fn without_socketcall(arch: ScmpArch) -> Vec<Step> {
+    // Source: linux/net.h.
+    const SYS_SOCKET: u32 = 1;
+    const FIRST_ARGUMENT: u32 = 16;
+    let known = ScmpSyscall::from_name_by_arch("socketcall", arch).ok();
+    let Some(number) = known.and_then(|call| u32::try_from(call.as_raw_syscall()).ok()) else {
+        return Vec::new();
+    };
+    vec![
+        Step::load(0),
+        Step::jump(EQUAL, number, 0, 3),
+        Step::load(FIRST_ARGUMENT),
+        Step::jump(EQUAL, SYS_SOCKET, 0, 1),
+        Step::return_enosys(),
+    ]
 }
 
 /// The largest number on `arch` of a call that the rules name; the largest of all numbers if they name none above 0.
@@ -265,6 +305,8 @@ mod tests {
     type Call = (libc::c_long, [u64; 3]);
 
     const ADMIN: u64 = 1 << 21;
+    /// Stands for socketcall(2) of 32 bits.
+    const SOCKETCALL: libc::c_long = -102;
     const CLONE3: libc::c_long = libc::SYS_clone3;
 
     /// Runs `calls` in a new process under `filter`. Each result is the call's return value or its negative errno.
@@ -317,16 +359,48 @@ mod tests {
                 libc::_exit(1);
             }
             for (number, arguments) in calls {
-                let got = libc::syscall(*number, arguments[0], arguments[1], arguments[2], 0, 0, 0);
-                let got = if got < 0 {
-                    -i64::from(*libc::__errno_location())
-                } else {
-                    got
+                let got = match *number {
+                    SOCKETCALL => socketcall(arguments),
+                    number => {
+                        libc::syscall(number, arguments[0], arguments[1], arguments[2], 0, 0, 0)
+                    }
+                };
+                let got = match (got, *number) {
+                    (..0, SOCKETCALL) => got,
+                    (..0, _) => -i64::from(*libc::__errno_location()),
+                    _ => got,
                 };
                 libc::write(out, (&raw const got).cast(), 8);
             }
             libc::_exit(0)
         }
+    }
+
+    /// A socket as a program of 32 bits makes it.
+    #[allow(unsafe_code, reason = "raw system calls are what is tested")]
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn socketcall(arguments: &[u64; 3]) -> i64 {
+        let result: i32;
+        // SAFETY: the memory is below 4 GiB and never unmapped; the kernel reads three words of it, and changes no other
+        // register than those that are named.
+        unsafe {
+            let (protection, flags) = (
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_32BIT,
+            );
+            let low = libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0);
+            low.cast::<[u32; 3]>().write(arguments.map(|a| a as u32));
+            std::arch::asm!(
+                "xchg rbx, {call}",
+                "int 0x80",
+                "xchg rbx, {call}",
+                call = inout(reg) 1_u64 => _,
+                inlateout("eax") 102 => result,
+                in("rcx") low,
+                out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+            );
+        }
+        i64::from(result)
     }
 
     fn by_default(capabilities: u64, calls: &[Call]) -> Vec<i64> {
@@ -412,6 +486,33 @@ mod tests {
         assert_eq!(answers[2], EPERM);
         assert!(answers[3] >= 0, "{answers:?}");
         assert_eq!(answers[4..], [EPERM; 4]);
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn a_condition_on_sockets_holds_for_programs_of_32_bits_too() {
+        let socket = |family: i32| (SOCKETCALL, [family as u64, libc::SOCK_STREAM as u64, 0]);
+        let calls = [
+            socket(libc::AF_VSOCK),
+            socket(libc::AF_ALG),
+            socket(libc::AF_UNIX),
+        ];
+        assert_eq!(by_default(0, &calls), [ENOSYS; 3]);
+        let json = |rule: &str| {
+            format!(
+                r#"{{"defaultAction":"SCMP_ACT_ERRNO","architectures":["SCMP_ARCH_X86_64","SCMP_ARCH_X86"],"syscalls":[
+                    {{"names":["socketcall","write","exit_group","_exit","mmap","mmap2"],"action":"SCMP_ACT_ALLOW"}},
+                    {{"names":["socket"],"action":"SCMP_ACT_ALLOW"{rule}}}]}}"#
+            )
+        };
+        let only_unix = json(r#","args":[{"index":0,"value":1,"op":"SCMP_CMP_EQ"}]"#);
+        assert_eq!(by(&only_unix, &calls), [ENOSYS; 3]);
+        let denied = r#"{"defaultAction":"SCMP_ACT_ALLOW","architectures":["SCMP_ARCH_X86_64","SCMP_ARCH_X86"],
+            "syscalls":[{"names":["socket"],"action":"SCMP_ACT_ERRNO","args":[{"index":0,"value":40,"op":"SCMP_CMP_EQ"}]}]}"#;
+        assert_eq!(by(denied, &calls), [ENOSYS; 3]);
+        // Whose author has no condition means none.
+        let all = by(&json(""), &calls);
+        assert!(all[2] >= 0, "{all:?}");
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub struct HttpLimits {
     pub max_header_bytes: u32,
     /// Largest body of a request; 0 is any size. Bytes.
     pub max_body_bytes: u64,
-    /// How long a connection may go without a whole head of a request. Seconds.
+    /// How long a connection may go without a whole head of a request, and a client take nothing of an answer. Seconds.
     pub header_timeout_s: u32,
     /// How many requests one instance answers, one after the other; 1 is a fresh instance a request.
     pub max_instance_requests: u32,

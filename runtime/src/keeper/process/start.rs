@@ -117,13 +117,8 @@ impl EventLoop<'_> {
             self.inherited.pod.shm = Some(made.during(|| "make the pod's shared memory".into())?);
         }
         if linux.pid == PidNamespaceMode::Pod && self.pause.is_none() {
-            let pod = self.inherited.config.pod.as_str();
-            let (user, empty) = (
-                self.inherited.pod.user.as_ref(),
-                self.inherited.pod.empty()?,
-            );
-            let pause = pid::share(pod, user, empty)
-                .during(|| "make the pod's shared pid namespace".into())?;
+            let id = self.inherited.config.pod.as_str();
+            let pause = pid::share(id, &self.inherited.pod)?;
             self.watch(PAUSE, pause.as_fd(), EventFlags::IN)?;
             self.pause = Some(pause);
         }

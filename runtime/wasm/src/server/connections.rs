@@ -1,8 +1,8 @@
 //! Connections: accepted while there is room, spoken to in HTTP/1.1 or HTTP/2, closed when nothing happens on them.
 //!
 //! Called by [`super`]. Which of the two versions a client speaks is seen by its first bytes; both are hyper's.
-//! Invariants: a client that is slow with the head of a request loses its connection and holds up nobody else; after a
-//! stop signal nothing new is taken but what the kernel had accepted already, and this returns when all is answered; a
+//! Invariants: a client that is slow with the head of a request, or to take its answer, loses its connection (or stream of
+//! HTTP/2, where what is left of the answer allows) and holds up nobody else; after a stop signal nothing new is taken but what the kernel had accepted already, and this returns when all is answered; a
 //! server that ends because it is idle has closed its connections, and leaves those that come meanwhile to the kernel.
 //! Not here: what a request is answered, how long is idle.
 
@@ -13,20 +13,21 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use wasmtime_wasi_http::handler::ProxyHandler;
 
+use super::answers::{Answers, Taken};
 use super::idle::{Busy, Idle, Open};
 use super::instances::Instances;
 use super::requests::Requests;
@@ -55,6 +56,7 @@ const MIN_BUFFER: usize = 8 * 1024;
 pub(super) struct Connections {
     requests: Arc<Requests>,
     settings: HttpServer,
+    answers: Answers,
     room: Arc<Semaphore>,
     idle: Arc<Idle>,
 }
@@ -73,6 +75,36 @@ struct Activity {
     requests: AtomicUsize,
     /// When the last request ended, in milliseconds since the beginning.
     ended: AtomicU64,
+    /// What HTTP/2 holds of an answer is not taken.
+    is_stuck: Notify,
+}
+
+/// Runs the streams of one connection of HTTP/2.
+#[derive(Clone)]
+struct Streams {
+    answers: Answers,
+    activity: Arc<Activity>,
+}
+
+impl<F> hyper::rt::Executor<F> for Streams
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        let own = self.clone();
+        tokio::spawn(async move {
+            // A stream that is dropped before its end is reset; after it, only the connection can be closed.
+            let ended = AtomicBool::new(false);
+            let work = async {
+                stream.await;
+                ended.store(true, Ordering::Relaxed);
+            };
+            let taken = own.answers.attend(work).await;
+            if matches!(taken, Taken::GivenUp) && ended.load(Ordering::Relaxed) {
+                own.activity.is_stuck.notify_one();
+            }
+        });
+    }
 }
 
 /// A request that is under way on a connection.
@@ -123,8 +155,11 @@ impl Connections {
         settings: HttpServer,
         is_again: bool,
     ) -> Self {
+        let patience = Duration::from_secs(settings.limits.header_timeout_s.into());
+        let answers = Answers::new(settings.limits.max_requests, patience);
         Self {
-            requests: Arc::new(Requests::new(handler, settings.clone())),
+            requests: Arc::new(Requests::new(handler, settings.clone(), answers.clone())),
+            answers,
             room: Arc::new(Semaphore::new(settings.limits.max_connections as usize)),
             idle: Arc::new(Idle::new(&settings, is_again)),
             settings,
@@ -246,6 +281,7 @@ impl Connections {
             begun: Instant::now(),
             requests: AtomicUsize::new(0),
             ended: AtomicU64::new(0),
+            is_stuck: Notify::new(),
         });
         let (requests, own) = (Arc::clone(&self.requests), Arc::clone(&activity));
         let idle = Arc::clone(&self.idle);
@@ -258,12 +294,13 @@ impl Connections {
         let io = TokioIo::new(stream);
         match is_http2 {
             true => {
-                let connection = self.http2().serve_connection(io, service);
+                let connection = self.http2(&activity).serve_connection(io, service);
                 self.attend(connection, &activity, stopped).await;
             }
             false => {
                 let connection = self.http1().serve_connection(io, service);
-                self.attend(connection, &activity, stopped).await;
+                let attended = self.attend(connection, &activity, stopped);
+                self.answers.attend(attended).await;
             }
         }
     }
@@ -298,9 +335,12 @@ impl Connections {
         builder
     }
 
-    fn http2(&self) -> http2::Builder<TokioExecutor> {
+    fn http2(&self, activity: &Arc<Activity>) -> http2::Builder<Streams> {
         let timeout = Duration::from_secs(self.settings.limits.header_timeout_s.into());
-        let mut builder = http2::Builder::new(TokioExecutor::new());
+        let mut builder = http2::Builder::new(Streams {
+            answers: self.answers.clone(),
+            activity: Arc::clone(activity),
+        });
         builder
             .timer(TokioTimer::new())
             .keep_alive_interval(timeout)
@@ -324,6 +364,7 @@ impl Connections {
         loop {
             tokio::select! {
                 _ = connection.as_mut() => return,
+                () = activity.is_stuck.notified() => return,
                 _ = stopped.wait_for(|stopped| *stopped), if !is_ending => {
                     is_ending = true;
                     connection.as_mut().graceful_shutdown();

@@ -11,7 +11,7 @@
 //! | 413, 414, 431 | the body, the path or the header fields are too large |
 //! | 500 | the guest trapped, gave no answer, or none that can be sent |
 //! | 502, 504 | the guest says that somebody that it asked failed or was late |
-//! | 503 with `Retry-After` | as many requests as there may be are under way |
+//! | 503 with `Retry-After` | as many requests as there may be are under way, or answers not taken yet |
 //! | 503 | the container was stopped, and its grace period was over |
 //! | 504 | the guest was late itself |
 
@@ -22,13 +22,14 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HOST, RETRY_AFTER};
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper::body::{Body, Incoming};
+use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime::PoolConcurrencyLimitError;
 use wasmtime_wasi_http::handler::{InstantiationError, ProxyHandler};
 use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode;
 use wasmtime_wasi_http::{Error, WasiBody};
 
+use super::answers::{Answer, Answers};
 use super::connections::Active;
 use super::instances::{Instances, Turn, one_line};
 use super::request_id::RequestIds;
@@ -39,46 +40,67 @@ const QUEUE_TIMEOUT: Duration = Duration::from_millis(250);
 /// How much longer than its guest a request waits for an answer, should the guest not be told of the deadline.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// A request that a guest is to have.
+struct Admitted {
+    request: Request<WasiBody>,
+    turn: OwnedSemaphorePermit,
+    /// For its answer.
+    room: OwnedSemaphorePermit,
+}
+
 /// What all requests share.
 pub(super) struct Requests {
     handler: ProxyHandler<Instances>,
     settings: HttpServer,
     turns: Arc<Semaphore>,
+    answers: Answers,
     /// Set where lines carry the ids of requests.
     ids: Option<RequestIds>,
 }
 
 impl Requests {
     /// Requests that `handler` answers, held to `settings`.
-    pub(super) fn new(handler: ProxyHandler<Instances>, settings: HttpServer) -> Self {
+    pub(super) fn new(
+        handler: ProxyHandler<Instances>,
+        settings: HttpServer,
+        answers: Answers,
+    ) -> Self {
         let turns = Arc::new(Semaphore::new(settings.limits.max_requests as usize));
         Self {
             handler,
             ids: settings.limits.request_ids.then(RequestIds::new),
             settings,
             turns,
+            answers,
         }
     }
 
-    /// The answer to one request; `active` lives until its body has ended.
+    /// The answer to one request; `active` lives until it has left.
     pub(super) async fn answer(
         &self,
         mut request: Request<Incoming>,
         active: Active,
-    ) -> Response<impl Body<Data = Bytes, Error = Error> + use<>> {
-        let begun = Instant::now();
+    ) -> Response<Answer> {
+        let (begun, version) = (Instant::now(), request.version());
         let id = self.ids.as_ref().map(|ids| ids.of(&mut request));
         let log = self
             .settings
             .limits
             .access_log
             .then(|| format!("{} {}", request.method(), request.uri().path()));
-        let answer = match self.admit(request).await {
-            Ok((request, permit)) => {
-                let id = id.clone();
-                self.handle(request, Turn { permit, id }).await
+        let (answer, room) = match self.admit(request).await {
+            Ok(Admitted {
+                request,
+                turn,
+                room,
+            }) => {
+                let turn = Turn {
+                    permit: turn,
+                    id: id.clone(),
+                };
+                (self.handle(request, turn).await, Some(room))
             }
-            Err(refused) => refused,
+            Err(refused) => (refused, None),
         };
         if let Some(what) = log {
             let (status, took) = (answer.status().as_u16(), begun.elapsed().as_micros());
@@ -87,12 +109,7 @@ impl Requests {
             self.handler.state().out.line(&line);
         }
         active.answered(answer.status());
-        answer.map(|body| {
-            body.map_err(move |error| {
-                let _until_the_end = &active;
-                error
-            })
-        })
+        answer.map(|body| Answer::new(body, version, active, room))
     }
 
     /// Waits for the guests that have answered and still have something to do. New requests have no turn from then on.
@@ -113,11 +130,8 @@ impl Requests {
         self.handler.state().end_guests();
     }
 
-    /// The request as a guest may have it, and its turn. Errors: the answer of a request that gets no further.
-    async fn admit(
-        &self,
-        mut request: Request<Incoming>,
-    ) -> Result<(Request<WasiBody>, OwnedSemaphorePermit), Response<WasiBody>> {
+    /// The request as a guest may have it. Errors: the answer of a request that gets no further.
+    async fn admit(&self, mut request: Request<Incoming>) -> Result<Admitted, Response<WasiBody>> {
         let headers = request.headers();
         let most = self.settings.limits.max_body_bytes;
         let length = headers.get(CONTENT_LENGTH);
@@ -137,10 +151,16 @@ impl Requests {
             }
         }
         let turn = Arc::clone(&self.turns).acquire_owned();
-        match tokio::time::timeout(QUEUE_TIMEOUT, turn).await {
-            Ok(Ok(turn)) => Ok((request.map(|body| limited(body, most)), turn)),
-            Ok(Err(_)) | Err(_) => Err(busy()),
-        }
+        let Ok(Ok(turn)) = tokio::time::timeout(QUEUE_TIMEOUT, turn).await else {
+            return Err(busy());
+        };
+        let room = self.answers.room().await.ok_or_else(busy)?;
+        let request = request.map(|body| limited(body, most));
+        Ok(Admitted {
+            request,
+            turn,
+            room,
+        })
     }
 
     async fn handle(&self, request: Request<WasiBody>, turn: Turn) -> Response<WasiBody> {

@@ -12,16 +12,18 @@ use std::time::Duration;
 
 use coracle_control::keeper::{Exec, ExecStreams};
 use coracle_lifecycle::{Error, ExecOutput, Kind, StartRequest};
+use coracle_streaming::{Budget, Share};
 use tokio::net::unix::pipe::Receiver;
 use tracing::{Instrument as _, info_span};
 
-use super::budget::{Budget, Share};
 use super::leaf::Leaf;
 use super::{Stdio, pipe};
 use crate::{Host, blocking, io_error, runtime_error};
 
 /// Most bytes kept of each output stream. Source: kubelet and CRI-O agree on 16 MiB.
 pub const OUTPUT_BYTES: usize = 16 << 20;
+/// Bytes that every stream may hold regardless of the others: more than the kubelet reads from a probe.
+pub const FREE_BYTES: usize = 16 << 10;
 /// The capacity of a pipe at most. Source: pipe(7), `/proc/sys/fs/pipe-max-size`.
 const PIPE_BYTES: usize = 1 << 20;
 /// How long a killed exec may take to end.

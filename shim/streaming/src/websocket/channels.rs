@@ -5,6 +5,7 @@
 //! `[255, channel]` ends that channel, and a client that sends nothing for a minute, not even pongs, is disconnected.
 //! Must not know: what a channel is for.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,12 +70,12 @@ impl Writers {
 
 impl Channels {
     /// No channels yet.
-    pub fn new(codec: Codec, closes: bool) -> Channels {
+    pub fn new(codec: Codec, closes: bool, budget: &Arc<RecvBudget>) -> Channels {
         Channels {
             codec,
             closes,
             sinks: Vec::new(),
-            budget: Arc::default(),
+            budget: Arc::clone(budget),
         }
     }
 
@@ -129,12 +130,16 @@ impl Channels {
                 Some(Ok(Message::Binary(bytes))) => self.message(&bytes, &shared).await,
                 Some(Ok(Message::Text(text))) => self.message(text.as_bytes(), &shared).await,
                 // The library answers pings and closes while it is read.
-                Some(Ok(_)) => true,
+                Some(Ok(other)) => {
+                    self.budget.take_from_message(on_the_wire(&other));
+                    continue;
+                }
                 Some(Err(_)) | None => false,
             };
             if !going {
                 return;
             }
+            self.budget.end_message();
         }
     }
 
@@ -161,15 +166,25 @@ impl Channels {
         let Some(sink) = sink(channel) else {
             return true;
         };
-        if !shared.peer.room(sink).await {
-            return false;
-        }
-        match self.codec {
-            Codec::Binary => sink.push(bytes),
-            Codec::Base64 => sink.push(&base64::decode(bytes).unwrap_or_default()),
+        let decoded: Cow<'_, [u8]> = match self.codec {
+            Codec::Binary => bytes.into(),
+            Codec::Base64 => base64::decode(bytes).unwrap_or_default().into(),
+        };
+        for piece in decoded.chunks(receive::PIECE) {
+            if !shared.peer.room(sink).await {
+                return false;
+            }
+            self.budget.take_from_message(piece.len());
+            sink.push(piece);
         }
         true
     }
+}
+
+/// About how many bytes a message was that is no data.
+pub fn on_the_wire(message: &Message) -> usize {
+    const HEAD: usize = 6;
+    HEAD + message.len()
 }
 
 async fn send(mut sink: SplitSink<WebSocketStream<BoxedIo>, Message>, shared: Shared) {

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use futures_util::{Sink as _, Stream as _};
@@ -14,19 +15,23 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::{Bytes, Error, Message};
 
 use super::super::connection::BoxedIo;
+use super::super::receive::RecvBudget;
+use super::channels;
 
 /// A WebSocket as a bidirectional byte stream.
 pub struct Tunnel {
     socket: WebSocketStream<BoxedIo>,
     piece: Bytes,
+    budget: Arc<RecvBudget>,
 }
 
 impl Tunnel {
-    /// Over an open WebSocket.
-    pub fn new(socket: WebSocketStream<BoxedIo>) -> Tunnel {
+    /// Over an open WebSocket whose messages `budget` counts.
+    pub fn new(socket: WebSocketStream<BoxedIo>, budget: Arc<RecvBudget>) -> Tunnel {
         Tunnel {
             socket,
             piece: Bytes::new(),
+            budget,
         }
     }
 }
@@ -50,13 +55,17 @@ impl AsyncRead for Tunnel {
                 Some(Ok(Message::Text(_))) => {
                     return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
                 }
-                Some(Ok(_)) => {}
+                Some(Ok(other)) => self.budget.take_from_message(channels::on_the_wire(&other)),
                 Some(Err(error)) => return Poll::Ready(Err(failed(error))),
                 None => return Poll::Ready(Ok(())),
             }
         }
         let count = self.piece.len().min(into.remaining());
         into.put_slice(&self.piece.split_to(count));
+        match self.piece.is_empty() {
+            true => self.budget.end_message(),
+            false => self.budget.take_from_message(count),
+        }
         Poll::Ready(Ok(()))
     }
 }

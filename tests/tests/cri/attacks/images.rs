@@ -186,6 +186,46 @@ async fn volumes_of_an_image_copy_nothing_from_the_host() {
     daemon.finish().await.unwrap();
 }
 
+/// Links of an image lead neither its volumes nor the pod's into the kernel's file systems, which are mounted by then.
+#[tokio::test]
+async fn no_link_leads_a_volume_into_the_kernels_file_systems() {
+    if on_peer() {
+        return;
+    }
+    let daemon = daemon().await;
+    let pod = Pod::run(&daemon, "led").await;
+    let config = json!({"Env": ["PATH=/bin"], "Volumes": {"/v": {}, "/sub/w": {}}});
+    let image = hostile_with(&daemon, config, |layer| {
+        let layer = layer.symlink("v", "/sys").unwrap();
+        let layer = layer.symlink("data", "/proc").unwrap();
+        layer.symlink("more", "sys/kernel").unwrap()
+    })
+    .await;
+    let mut plain = script(
+        &image,
+        "busybox cat /proc/mounts; busybox touch /sub/w/file",
+    );
+    security(&mut plain).readonly_rootfs = true;
+    let fate = attempt(&daemon, &pod, &plain).await;
+    let Fate::Ran(0, text) = &fate else {
+        panic!("{fate:?}")
+    };
+    let over_sys = text.lines().filter(|line| line.contains(" /sys overlay"));
+    assert_eq!(over_sys.count(), 0, "{text}");
+    for (at, led) in [
+        ("/data", "/proc"),
+        ("/more", "/sys/kernel"),
+        ("/data/self/attr", "/proc"),
+    ] {
+        let mut mounted = script(&image, "busybox true");
+        let dir = crate::linux::shell::host_dir(&daemon, "d");
+        mounted.mounts = vec![crate::linux::shell::mount(&dir, at, false)];
+        let fate = attempt(&daemon, &pod, &mounted).await;
+        fate.is_refused(&[at, led]);
+    }
+    daemon.finish().await.unwrap();
+}
+
 /// Ten thousand volumes are too many, or are made; either way the daemon lives.
 #[tokio::test]
 async fn ten_thousand_volumes_harm_nobody() {

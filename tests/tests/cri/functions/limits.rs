@@ -1,5 +1,6 @@
 //! What a function and its callers are held to.
 
+use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
@@ -84,6 +85,100 @@ async fn a_slow_client_loses_its_connection_in_whatever_way_it_is_slow() {
     // At most three at a time, so in two rounds; HTTP/2 is said good-bye first.
     assert!(begun.elapsed() < Duration::from_secs(15));
     assert_eq!(function.get("/hello").0, 200);
+    daemon.finish().await.unwrap();
+}
+
+/// One frame of HTTP/2.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let head = [&length[1..], &[kind, flags], &stream.to_be_bytes()].concat();
+    [&head, payload].concat()
+}
+
+/// Whether a client of HTTP/2 that lets nobody send it an answer, and answers pings, loses it or its connection.
+fn is_given_up(at: std::net::SocketAddr) -> bool {
+    let mut stream = TcpStream::connect(at).unwrap();
+    let patience = Duration::from_secs(15);
+    stream.set_read_timeout(Some(patience)).unwrap();
+    let no_window = [0, 4, 0, 0, 0, 0];
+    let asked = [&[0x82, 0x86, 0x04, 6][..], b"/hello", &[0x01, 1], b"f"].concat();
+    let begin = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        frame(4, 0, 0, &no_window),
+        frame(1, 5, 1, &asked),
+    ];
+    stream.write_all(&begin.concat()).unwrap();
+    let end = Instant::now() + patience;
+    while Instant::now() < end {
+        let mut head = [0; 9];
+        match stream.read_exact(&mut head) {
+            Ok(()) => {}
+            Err(e) => return e.kind() != io::ErrorKind::WouldBlock,
+        }
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; length as usize];
+        stream.read_exact(&mut payload).unwrap();
+        match (head[3], head[4]) {
+            (4, 0) => stream.write_all(&frame(4, 1, 0, &[])).unwrap(),
+            (6, 0) => stream.write_all(&frame(6, 1, 0, &payload)).unwrap(),
+            (3, _) => return true,
+            _ => {}
+        }
+    }
+    false
+}
+
+/// Whether a client that sends a body, which the guest sends back, and reads nothing of it loses its connection.
+fn is_cut_off(at: std::net::SocketAddr) -> bool {
+    let mut stream = TcpStream::connect(at).unwrap();
+    let patience = Duration::from_secs(15);
+    stream.set_write_timeout(Some(patience)).unwrap();
+    let head = "POST /echo HTTP/1.1\r\nHost: f\r\nContent-Length: 100000000\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    match stream.write_all(&vec![b'x'; 100_000_000]) {
+        Ok(()) => panic!("the kernel took all of it"),
+        Err(e) => e.kind() != io::ErrorKind::WouldBlock,
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_of_its_answer_loses_it_and_makes_room_for_others() {
+    let config = "[handlers.coracle.http]\nheader_timeout_s = 1\nmax_connections = 1\n";
+    let (daemon, image) = functions_with(config).await;
+    let function = run(&daemon, &image, "unread", &[("deadline-seconds", "2")]).await;
+    assert!(is_given_up(function.at), "of HTTP/2");
+    assert_eq!(function.get("/hello").0, 200);
+    assert!(is_cut_off(function.at), "of HTTP/1.1");
+    assert_eq!(function.get("/hello").0, 200);
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_guest_that_is_slow_to_write_keeps_its_client() {
+    let config = "[handlers.coracle.http]\nheader_timeout_s = 1\n";
+    let (daemon, image) = functions_with(config).await;
+    let function = run(&daemon, &image, "events", &[]).await;
+    let mut stream = TcpStream::connect(function.at).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(15)))
+        .unwrap();
+    let head =
+        "POST /echo HTTP/1.1\r\nHost: f\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    for event in ["first", "third"] {
+        stream
+            .write_all(format!("5\r\n{event}\r\n").as_bytes())
+            .unwrap();
+        tokio::time::sleep(Duration::from_secs(4)).await;
+    }
+    stream.write_all(b"0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(
+        answer.contains("first") && answer.contains("third"),
+        "{answer}"
+    );
+    assert!(answer.ends_with("\r\n\r\n"), "{answer}");
     daemon.finish().await.unwrap();
 }
 

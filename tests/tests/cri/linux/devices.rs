@@ -99,3 +99,18 @@ async fn devices_that_cannot_be_are_refused_by_name() {
     }
     daemon.finish().await.unwrap();
 }
+
+/// The node has a number of them for all containers.
+#[tokio::test]
+async fn a_container_does_not_take_all_terminals_of_the_node() {
+    if on_peer() {
+        return;
+    }
+    let daemon = daemon().await;
+    let pod = Pod::run(&daemon, "terminals").await;
+    let out = run(&daemon, &pod, &program("c", &["probe", "try", "terminals"]))
+        .await
+        .ok();
+    assert_eq!(out, "terminals: 256, then ENOSPC\n");
+    daemon.finish().await.unwrap();
+}

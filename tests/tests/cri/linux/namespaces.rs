@@ -244,3 +244,34 @@ async fn the_nodes_namespaces_are_shared_when_requested() {
     .await;
     daemon.finish().await.unwrap();
 }
+
+/// The kernel shows everybody who sees a process its network, whatever else protects it.
+#[tokio::test]
+async fn no_process_of_a_shared_pid_namespace_shows_the_nodes_network() {
+    if on_peer() {
+        return;
+    }
+    let daemon = daemon().await;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = format!("0100007F:{:04X}", listener.local_addr().unwrap().port());
+    let node = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    assert!(node.contains(&port), "{node}");
+    let script =
+        format!("cat /proc/1/cmdline; echo; grep -l {port} /proc/[0-9]*/net/tcp; echo end");
+    let plain = pod_with_pid(&daemon, "plain", NamespaceMode::Pod).await;
+    let mut config = super::users::in_userns(&daemon, "mapped", 700_000);
+    let options = pod_security(&mut config).namespace_options.as_mut();
+    options.unwrap().pid = NamespaceMode::Pod as i32;
+    let options = pod_security(&mut config).namespace_options.clone();
+    let mapped = Pod::run_config(&daemon, config).await;
+    let mut inside = sh("c", &script);
+    security(&mut inside).namespace_options = options;
+    let outside = with_pid(sh("c", &script), NamespaceMode::Pod);
+    for (pod, container) in [(plain, outside), (mapped, inside)] {
+        let out = run(&daemon, &pod, &container).await.ok();
+        let lines: Vec<&str> = out.lines().collect();
+        assert!(lines[0].starts_with("coracle pause"), "{lines:?}");
+        assert_eq!(lines[1..], ["end"], "{lines:?}");
+    }
+    daemon.finish().await.unwrap();
+}
