@@ -19,7 +19,7 @@ fn labelled(salt: &str, bytes: usize) -> Parts {
 async fn the_texts_of_all_images_are_bounded_at_the_cost_of_unused_images_with_the_most() {
     let (registry, scratch) = (Registry::start().await, Scratch::new());
     let mut config = ImagesConfig::new(&scratch.0);
-    config.limits.max_metadata_bytes = 400 << 10;
+    config.limits.max_metadata_bytes = 420 << 10;
     config.pinned = vec![format!("{}/pinned*", registry.host)];
     let images = Images::open(config, Arc::new(Unpackers)).await.unwrap();
     let name = |repository: &str| format!("{}/{repository}:v1", registry.host);
@@ -55,7 +55,7 @@ async fn the_texts_of_all_images_are_bounded_at_the_cost_of_unused_images_with_t
     assert_eq!(refused.kind(), ErrorKind::Limit);
     let text = refused.to_string();
     assert!(
-        text.contains("images.max_metadata_bytes (409600)"),
+        text.contains("images.max_metadata_bytes (430080)"),
         "{text}"
     );
     assert_eq!(images.list().len(), 6);

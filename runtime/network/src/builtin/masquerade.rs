@@ -8,7 +8,6 @@
 //! does not masquerade; it stays while no daemon runs, as pods do.
 //! Not here: whether the node forwards packets.
 
-use std::net::IpAddr;
 
 use coracle_spec::egress::Cidr;
 
@@ -76,7 +75,7 @@ impl Table {
         for subnet in &self.subnets {
             let rule = Rule::default()
                 .other_interfaces(Hook::Postrouting, &self.interface_prefix)
-                .family_of(IpAddr::from(subnet.base()))
+                .family_of(subnet.base())
                 .source(*subnet)
                 .other_destination(*subnet);
             batch.add_rule("leaving", &rule.masquerade());
