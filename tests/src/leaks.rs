@@ -17,7 +17,7 @@ use crate::scratch::Scratch;
 /// How long the kernel and the daemon may take to let go. A veth lives up to 60 ms after its namespace.
 const SETTLE: Duration = Duration::from_secs(5);
 /// Parts of the daemon's directories that grow with images, not with pods.
-const KEPT: [&str; 2] = ["root/images", "root/compiled"];
+const KEPT: [&str; 3] = ["root/images", "root/compiled", "root/network-mode"];
 /// What is half-made within those; nothing of it may stay.
 const UNFINISHED: &str = "root/images/tmp/";
 

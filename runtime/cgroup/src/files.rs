@@ -110,11 +110,11 @@ pub(super) fn remove_tree(dir: &Path, deadline: Instant) -> Result<(), Error> {
             Errno::from_io_error(&error),
             Some(Errno::BUSY | Errno::NOTEMPTY)
         );
+        if is_busy && walk::empty(dir, deadline)? {
+            continue;
+        }
         if !is_busy || Instant::now() >= deadline {
             return Err(Error::io("remove", dir, error));
-        }
-        if walk::empty(dir, deadline)? {
-            continue;
         }
         thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(10));

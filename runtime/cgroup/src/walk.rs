@@ -94,8 +94,9 @@ fn failed(top: &Path, errno: Errno) -> Error {
     Error::io("look into the cgroups of", top, errno.into())
 }
 
-/// Removes the cgroups below `top` that have no processes, deepest first, until `deadline`. What resists is left.
-/// True if any was removed. Errors: `top` cannot be looked into.
+/// Removes the cgroups below `top` that have no processes, deepest first. After `deadline` it only goes back up and removes
+/// what is empty by then, but never before it has removed one: each call makes progress, however deep they are nested.
+/// What resists is left. True if any was removed. Errors: `top` cannot be looked into.
 pub(super) fn empty(top: &Path, deadline: Instant) -> Result<bool, Error> {
     let failed = |errno: Errno| Error::io("remove the cgroups below", top, errno.into());
     let mut any = false;
@@ -105,8 +106,8 @@ pub(super) fn empty(top: &Path, deadline: Instant) -> Result<bool, Error> {
     // A cgroup that is being emptied, and those in it that are still to be removed.
     let mut frames = vec![(CString::default(), children(here.as_fd()).map_err(failed)?)];
     while let Some((own, names)) = frames.last_mut() {
-        if Instant::now() >= deadline {
-            break;
+        if any && Instant::now() >= deadline {
+            names.clear();
         }
         if let Some(name) = names.pop() {
             match unlinkat(&here, name.as_c_str(), AtFlags::REMOVEDIR) {

@@ -299,9 +299,10 @@ async fn new_limits_of_a_whole_pod_pass_plugins_which_may_refuse_them() {
     );
     drop(plugin);
     let flags = ["-fail", "UpdatePodSandbox"];
-    let _plugin = Plugin::start(&daemon, "guard", &flags).await;
+    let plugin = Plugin::start(&daemon, "guard", &flags).await;
     let refusal = runtime.update_pod_sandbox_resources(request).await;
     let words = ["10-guard", "UpdatePodSandbox", "refused by the test"];
     refused(refusal, Code::InvalidArgument, &words);
+    drop(plugin);
     daemon.finish().await.unwrap();
 }

@@ -46,6 +46,16 @@ pub const KNOWN: &[Known] = &[
         "relatime is the kernel's default; containerd asks for strictatime on a tmpfs whose access times nobody reads.",
     ),
     known(
+        ["*", "*", "mount /dev/pts"],
+        ["devpts *,max=256,*", "devpts *"],
+        "The node has a limited number of pseudo terminals; without a limit of its own one container can take them all.",
+    ),
+    known(
+        ["runc", "tty", "mount /dev/console"],
+        ["devpts *,max=256,*", "devpts *"],
+        "It is bound from the container's own devpts, which has that limit.",
+    ),
+    known(
         ["crun", "tty", "mount /dev/console"],
         ["devpts noexec,nosuid,*", "devpts relatime,*"],
         "The console keeps the flags of the devpts that it is bound from.",

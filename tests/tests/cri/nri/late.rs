@@ -70,6 +70,7 @@ async fn a_pod_that_is_stopped_waits_for_slow_plugins_for_a_limited_time() {
     let stopped = names(&events);
     let stopped = stopped.iter().filter(|name| **name == "StopContainer");
     assert_eq!(stopped.count(), 8);
+    drop(plugin);
     daemon.finish().await.unwrap();
 }
 
@@ -104,6 +105,7 @@ async fn a_plugin_that_comes_during_a_start_learns_of_start_and_end() {
         "RemoveContainer",
     ];
     assert_eq!(about(&plugin.events(), &id), expected);
+    drop(plugin);
     daemon.finish().await.unwrap();
 }
 
@@ -136,5 +138,6 @@ async fn what_a_plugin_was_synchronised_with_is_not_told_again() {
     for id in ids {
         assert_eq!(about(&events, &id), ["Existing"]);
     }
+    drop((slow, late));
     daemon.finish().await.unwrap();
 }
