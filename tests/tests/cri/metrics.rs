@@ -351,7 +351,7 @@ async fn the_daemon_counts_calls_and_ends_and_refuses_what_is_not_a_scrape() {
     for (request, answer) in [
         ("POST /metrics HTTP/1.0", "405 "),
         ("GET /metrics/ HTTP/1.0", "404 "),
-        ("GET / HTTP/1.0", "404 "),
+        ("GET /other HTTP/1.0", "404 "),
         ("HELP", "400 "),
     ] {
         let (head, _) = exchange(&daemon, request);
