@@ -137,7 +137,13 @@ async fn one_trace_leads_from_the_kubelets_call_to_the_containers_process() {
     let senders = collector.senders();
     assert!(senders.contains(&("service.name".into(), "coracle".into())));
     let lines = daemon.log();
-    for span in ["}:driver: ", " driver: ", "keeper.start:", "network.attach{", "rpc.method="] {
+    for span in [
+        "}:driver: ",
+        " driver: ",
+        "keeper.start:",
+        "network.attach{",
+        "rpc.method=",
+    ] {
         assert!(!lines.contains(span), "{span} is in the log");
     }
     daemon.finish().await.unwrap();

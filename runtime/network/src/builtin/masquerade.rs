@@ -8,7 +8,6 @@
 //! does not masquerade; it stays while no daemon runs, as pods do.
 //! Not here: whether the node forwards packets.
 
-
 use coracle_spec::egress::Cidr;
 
 use super::super::error::Error;
