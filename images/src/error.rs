@@ -4,7 +4,9 @@
 //! Created at the call that knows the operation, returned unlogged, logged once by the
 //! caller. Invariants: no message contains a credential or a registry's response to an authentication
 //! request; [`Error::kind`] is exhaustive.
-//! Not here: gRPC codes, HTTP status numbers.
+//! Not here: gRPC codes, HTTP status numbers, whether to try again (`retry`).
+
+mod retry;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,9 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::reference::{BadName, Digest};
-
-/// A registry that asks for a longer pause fails the pull at once; the kubelet waits longer than this by itself.
-const MAX_PAUSE: Duration = Duration::from_secs(30);
 
 /// A boxed cause.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
@@ -314,41 +313,6 @@ impl Error {
             Self::Import { cause, .. } => cause.beneath(),
             other => std::error::Error::source(other),
         }
-    }
-
-    /// True if the same host may answer the next request.
-    pub(crate) fn may_pass(&self) -> bool {
-        match self {
-            Self::Registry { .. } | Self::Unreachable { .. } => true,
-            Self::Status {
-                status,
-                retry_after,
-                ..
-            } => {
-                let is_passing = matches!(status, 408 | 425 | 429 | 500..);
-                is_passing && retry_after.unwrap_or_default() <= MAX_PAUSE
-            }
-            // The last is the registry itself.
-            Self::Hosts { tried } => tried.last().is_some_and(Self::may_pass),
-            _ => false,
-        }
-    }
-
-    /// How long to wait before the next request: `usual`, or longer if the registry asks for it.
-    pub(crate) fn pause(&self, usual: Duration) -> Duration {
-        match self {
-            Self::Status {
-                retry_after: Some(pause),
-                ..
-            } => usual.max(*pause),
-            Self::Hosts { tried } => tried.last().map_or(usual, |last| last.pause(usual)),
-            _ => usual,
-        }
-    }
-
-    /// True if another host may do better: this one is out of reach, stalls, or sends what it should not.
-    pub(crate) fn is_of_source(&self) -> bool {
-        matches!(self.kind(), Kind::RegistryUnavailable | Kind::Corrupt)
     }
 
     /// A failed file operation; a full disk becomes its own variant.

@@ -10,6 +10,7 @@ mod fetch;
 mod join;
 mod keep;
 mod layers;
+mod names;
 mod origin;
 mod signatures;
 
@@ -39,6 +40,7 @@ use crate::transfers::Progress;
 use crate::{failpoint, image_config, verify, wasm};
 use fetch::Want;
 use layers::wanted;
+pub(crate) use names::Names;
 pub(crate) use origin::Origin;
 
 /// A resolved reference.
@@ -64,48 +66,6 @@ pub(crate) struct Pull {
     progress: Arc<Progress>,
     /// Protects the content of this pull from the garbage collector.
     pins: Pins,
-}
-
-/// The names that an image gets.
-#[derive(Debug, Clone)]
-pub(crate) struct Names {
-    /// Tags and digests. Never empty.
-    pub references: Vec<ImageRef>,
-    /// Whether a registry would know the image by its topmost digest, so that it gets names with it.
-    pub has_digest: bool,
-    /// Whether the names are pinned.
-    pub is_pinned: bool,
-}
-
-impl Names {
-    /// Gives them to the record of the image whose topmost document is `top`.
-    fn add_to(&self, record: &mut Record, top: &Digest) {
-        for reference in &self.references {
-            if self.has_digest {
-                let by_digest = reference.at(top);
-                record.digests.insert(by_digest.to_string());
-            }
-            if matches!(reference.target(), Target::Tag(_)) {
-                record.tags.insert(reference.to_string());
-            }
-        }
-        if self.is_pinned {
-            // When its tags move to another image, this one is no longer needed.
-            let pins = if record.tags.is_empty() {
-                &record.digests
-            } else {
-                &record.tags
-            };
-            record.pins = pins.clone();
-        }
-    }
-
-    /// For messages.
-    pub(crate) fn first(&self) -> String {
-        self.references
-            .first()
-            .map_or_else(String::new, ImageRef::to_string)
-    }
 }
 
 impl Pull {

@@ -5,9 +5,9 @@
 //! process has a deadline; a method that blocks says so, and is called on the blocking pool.
 //! Must not know: phases.
 
-use std::collections::{BTreeSet, HashSet};
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+mod values;
+
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +31,8 @@ use super::record::{Plan, PodRecord};
 use super::syncer::Syncer;
 use super::usage::{ContainerUsage, Details, Measured, PodUsage};
 use super::view::{ContainerKind, ContainerView, PodView};
+
+pub use values::{CreatedSandbox, ExecOutput, KeeperEngine, Owned, StartRequest, Started, Swept};
 
 /// How long a keeper may take to greet.
 pub const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -311,98 +313,4 @@ pub trait Host: Send + Sync + 'static {
 
     /// Claims again what a recovered pod holds of the network.
     fn restore_network(self: Arc<Self>, attachment: Attachment) -> EffectFuture<'static, ()>;
-}
-
-/// A sandbox that was created; its keeper is not committed yet.
-pub struct CreatedSandbox {
-    /// Its keeper's process.
-    pub process: Arc<Process>,
-    /// The connection to its keeper.
-    pub keeper: Keeper,
-    /// The keeper's greeting.
-    pub greeting: Greeting,
-    /// The events that the keeper sends.
-    pub events: UnboundedReceiver<KeeperEvent>,
-    /// Its attachment to the network.
-    pub attachment: Option<Attachment>,
-    /// While this is open, the keeper lives without a commit.
-    pub lifeline: OwnedFd,
-}
-
-/// The input of a start.
-pub struct StartRequest {
-    /// The pod.
-    pub pod: PodId,
-    /// The container.
-    pub id: ContainerId,
-    /// Whether the pod has a user namespace of its own.
-    pub userns: bool,
-    /// The pod's log directory.
-    pub log_directory: String,
-    /// The request.
-    pub config: Arc<ContainerConfig>,
-    /// The plan.
-    pub plan: Arc<Plan>,
-    /// The keeper that starts it.
-    pub keeper: Keeper,
-    /// The engine that its code is compiled for.
-    pub engine: KeeperEngine,
-}
-
-/// The engine of a keeper; the keeper's own executable compiles for an engine of another build.
-#[derive(Clone, Debug)]
-pub struct KeeperEngine {
-    /// Its compatibility hash; empty when unknown.
-    pub hash: String,
-    /// The keeper's pid; 0 when there is none.
-    pub pid: i32,
-}
-
-/// A container that runs.
-pub struct Started {
-    /// Its first process.
-    pub process: Arc<Process>,
-    /// Nanoseconds since 1970 UTC.
-    pub started_at: i64,
-}
-
-/// The result of an exec.
-#[derive(Debug)]
-pub struct ExecOutput {
-    /// Its standard output, up to the host's limit.
-    pub stdout: Vec<u8>,
-    /// Its standard error, up to the host's limit.
-    pub stderr: Vec<u8>,
-    /// Exit code, 128 + signal for a signal.
-    pub code: i32,
-}
-
-/// What a sweep must leave alone.
-#[derive(Debug, Default)]
-pub struct Owned {
-    /// Pods that have a record.
-    pub pods: HashSet<String>,
-    /// Pods whose keeper may live: their control sockets and pins stay.
-    pub live: HashSet<String>,
-    /// Pods whose records could not be used: everything of theirs stays.
-    pub unrecovered: HashSet<String>,
-    /// Something may be in use that no record names.
-    pub has_unreadable: bool,
-    /// Parents of our cgroups.
-    pub parents: BTreeSet<String>,
-    /// Attachments in use.
-    pub attachments: Vec<Attachment>,
-    /// Ids of objects that do not exist any more; processes of theirs may.
-    pub dead: HashSet<String>,
-    /// Directories of containers with these ids.
-    pub debris: Vec<PathBuf>,
-}
-
-/// The result of a sweep.
-#[derive(Debug, Default)]
-pub struct Swept {
-    /// What was removed, for the log.
-    pub removed: Vec<String>,
-    /// What could not be removed.
-    pub errors: Vec<Error>,
 }

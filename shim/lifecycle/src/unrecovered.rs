@@ -11,25 +11,26 @@
 //! this task; it is not handed over while one of them does. Without such pods there is no task and no timer.
 //! Must not know: unreadable containers of a recovered pod, which its driver keeps.
 
+mod ending;
+
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_spec::id::{ContainerId, PodId};
+use coracle_spec::id::PodId;
 use futures_channel::mpsc::UnboundedReceiver;
 use tokio::task::JoinHandle;
 
-use super::clock;
 use super::disk::{Known, ids_in};
 use super::driver::unreadable::{FIRST_PAUSE, LONGEST_PAUSE};
-use super::driver::{Driver, Inspection, Mailbox, Message, Reply, Request, Shared};
+use super::driver::{Driver, Inspection, Mailbox, Message, Request, Shared};
 use super::error::{Error, Kind};
 use super::recover::pod::{Outcome, recover_pod};
 use super::registry::Claim;
 use super::unreadable::{container_config, container_view, known_pod_view, pod_view};
-use super::view::EventKind;
 use crate::blocking::blocking;
 use crate::host::Owned;
+use ending::{Ending, ended};
 
 /// The task of one such pod.
 pub struct UnrecoveredPod {
@@ -45,32 +46,6 @@ pub struct UnrecoveredPod {
     endings: VecDeque<Ending>,
     sender: Mailbox,
     mailbox: UnboundedReceiver<Message>,
-}
-
-/// Something of the pod that is to end, which may take long.
-enum Ending {
-    /// Its processes and its network.
-    Pod(Reply<()>),
-    /// One container.
-    Container(ContainerId, Reply<()>),
-    /// All of it, with its records.
-    Removal(Reply<()>),
-    /// Remains without a record.
-    Remains,
-}
-
-/// The result of what is being ended; never returns while nothing is.
-async fn ended(ending: &mut Option<(Ending, JoinHandle<Result<(), Error>>)>) -> Result<(), Error> {
-    match ending {
-        None => std::future::pending().await,
-        Some((_, task)) => task.await.unwrap_or_else(|error| {
-            Err(Error::because(
-                Kind::Bug,
-                "end an unrecovered sandbox",
-                error,
-            ))
-        }),
-    }
 }
 
 impl UnrecoveredPod {
@@ -249,59 +224,6 @@ impl UnrecoveredPod {
         }
     }
 
-    /// Ends something, once what is to end before it has.
-    fn push(&mut self, ending: Ending) {
-        self.endings.push_back(ending);
-        self.end_next();
-    }
-
-    fn end_next(&mut self) {
-        if self.ending.is_some() {
-            return;
-        }
-        let Some(ending) = self.endings.pop_front() else {
-            return;
-        };
-        let task = match &ending {
-            Ending::Pod(_) | Ending::Remains => tokio::spawn(self.stop()),
-            Ending::Removal(_) => tokio::spawn(self.remove()),
-            Ending::Container(id, _) => tokio::spawn(self.end_container(id)),
-        };
-        self.ending = Some((ending, task));
-    }
-
-    /// Answers whoever waits for what has ended; returns whether the pod is gone.
-    fn finish(&mut self, result: Result<(), Error>) -> bool {
-        let Some((ending, _)) = self.ending.take() else {
-            return false;
-        };
-        let is_gone = match ending {
-            Ending::Pod(reply) | Ending::Container(_, reply) => {
-                let _ = reply.send(result);
-                false
-            }
-            Ending::Removal(reply) => {
-                let is_gone = result.is_ok();
-                if is_gone {
-                    self.end();
-                }
-                let _ = reply.send(result);
-                is_gone
-            }
-            Ending::Remains => {
-                if let Err(error) = result {
-                    tracing::error!(pod = %self.id, error = error.chain(), "the remains of a sandbox stay until the next start");
-                }
-                self.end();
-                true
-            }
-        };
-        if !is_gone {
-            self.end_next();
-        }
-        is_gone
-    }
-
     fn inspect(&self) -> Inspection {
         let name = self.known.record.as_ref().map(|record| &record.config.name);
         Inspection {
@@ -323,63 +245,6 @@ impl UnrecoveredPod {
             self.id, self.why
         );
         Error::new(Kind::WrongPhase, text)
-    }
-
-    /// The parent of its cgroups, or the default when unknown.
-    fn cgroup_parent(&self) -> Option<String> {
-        let known = self.known.cgroup_parent();
-        known.or_else(|| Some(self.shared.host.default_cgroup_parent()))
-    }
-
-    fn end_container(
-        &self,
-        id: &ContainerId,
-    ) -> impl Future<Output = Result<(), Error>> + Send + use<> {
-        let (host, parent) = (Arc::clone(&self.shared.host), self.cgroup_parent());
-        let ids = HashSet::from([id.as_str().to_owned()]);
-        blocking("ending a container", move || {
-            host.end_processes(&ids, parent)
-        })
-    }
-
-    fn stop(&self) -> impl Future<Output = Result<(), Error>> + Send + use<> {
-        let (host, id) = (self.shared.host(), self.id.clone());
-        let (ids, parent) = (self.ids(), self.cgroup_parent());
-        async move {
-            host.end_unreadable(&id, ids, parent).await?;
-            tracing::info!(pod = %id, "an unreadable sandbox was stopped");
-            Ok(())
-        }
-    }
-
-    fn remove(&self) -> impl Future<Output = Result<(), Error>> + Send + use<> {
-        let (host, id) = (Arc::clone(&self.shared.host), self.id.clone());
-        let (stopped, containers) = (self.stop(), self.known.containers.clone());
-        async move {
-            stopped.await?;
-            blocking("forgetting an unreadable sandbox", move || {
-                host.forget_unreadable(&id, &containers)
-            })
-            .await
-        }
-    }
-
-    /// Releases everything of the pod, which is gone.
-    fn end(&mut self) {
-        self.mailbox.close();
-        let cache = &self.shared.cache;
-        if let Some(range) = self.known.range() {
-            self.shared.host.release_ids(range);
-        }
-        self.shared.host.release_level(self.id.as_str());
-        for container in &self.known.containers {
-            cache.hide_container(container);
-        }
-        if let Some(last) = cache.hide_pod(&self.id) {
-            self.shared.registry.release(&last.config.name, &self.id);
-            cache.publish(EventKind::Deleted, self.id.as_str(), clock::wall(), last);
-        }
-        tracing::info!(pod = %self.id, "sandbox gone");
     }
 
     /// Passes the remaining messages to the driver, which now owns names and snapshots, and runs it.

@@ -6,6 +6,7 @@
 //! server that ends because it is idle has closed its connections, and leaves those that come meanwhile to the kernel.
 //! Not here: what a request is answered, how long is idle.
 
+mod activity;
 mod drain;
 
 use std::convert::Infallible;
@@ -13,10 +14,9 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use http::{Request, StatusCode};
+use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -24,14 +24,16 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use wasmtime_wasi_http::handler::ProxyHandler;
 
-use super::answers::{Answers, Taken};
-use super::idle::{Busy, Idle, Open};
+use super::answers::Answers;
+use super::idle::{Idle, Open};
 use super::instances::Instances;
 use super::requests::Requests;
 use crate::end::End;
+pub(super) use activity::Active;
+use activity::{Activity, Streams};
 use coracle_spec::HttpServer;
 use coracle_spec::error::{Context as _, Result};
 
@@ -67,85 +69,6 @@ enum Event {
     Newcomer(TcpStream, OwnedSemaphorePermit),
     /// Nothing has happened for long; or, once that was so, all connections are closed.
     Quiet,
-}
-
-/// What happens on one connection.
-struct Activity {
-    begun: Instant,
-    requests: AtomicUsize,
-    /// When the last request ended, in milliseconds since the beginning.
-    ended: AtomicU64,
-    /// What HTTP/2 holds of an answer is not taken.
-    is_stuck: Notify,
-}
-
-/// Runs the streams of one connection of HTTP/2.
-#[derive(Clone)]
-struct Streams {
-    answers: Answers,
-    activity: Arc<Activity>,
-}
-
-impl<F> hyper::rt::Executor<F> for Streams
-where
-    F: Future<Output: Send> + Send + 'static,
-{
-    fn execute(&self, stream: F) {
-        let own = self.clone();
-        tokio::spawn(async move {
-            // A stream that is dropped before its end is reset; after it, only the connection can be closed.
-            let ended = AtomicBool::new(false);
-            let work = async {
-                stream.await;
-                ended.store(true, Ordering::Relaxed);
-            };
-            let taken = own.answers.attend(work).await;
-            if matches!(taken, Taken::GivenUp) && ended.load(Ordering::Relaxed) {
-                own.activity.is_stuck.notify_one();
-            }
-        });
-    }
-}
-
-/// A request that is under way on a connection.
-pub(super) struct Active {
-    activity: Arc<Activity>,
-    busy: Busy,
-}
-
-impl Activity {
-    fn enter(self: &Arc<Self>, busy: Busy) -> Active {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-        Active {
-            activity: Arc::clone(self),
-            busy,
-        }
-    }
-
-    /// For how long nothing has been under way.
-    fn idle(&self) -> Duration {
-        if self.requests.load(Ordering::Relaxed) > 0 {
-            return Duration::ZERO;
-        }
-        let ended = Duration::from_millis(self.ended.load(Ordering::Relaxed));
-        self.begun.elapsed().saturating_sub(ended)
-    }
-}
-
-impl Active {
-    /// The request has an answer with this status.
-    pub(super) fn answered(&self, status: StatusCode) {
-        self.busy.answered(status);
-    }
-}
-
-impl Drop for Active {
-    fn drop(&mut self) {
-        let activity = &self.activity;
-        let now = u64::try_from(activity.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        activity.ended.store(now, Ordering::Relaxed);
-        activity.requests.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl Connections {
@@ -277,12 +200,7 @@ impl Connections {
         let Some(is_http2) = self.version(&stream, &mut stopped).await else {
             return;
         };
-        let activity = Arc::new(Activity {
-            begun: Instant::now(),
-            requests: AtomicUsize::new(0),
-            ended: AtomicU64::new(0),
-            is_stuck: Notify::new(),
-        });
+        let activity = Arc::new(Activity::new());
         let (requests, own) = (Arc::clone(&self.requests), Arc::clone(&activity));
         let idle = Arc::clone(&self.idle);
         let service = service_fn(move |request: Request<Incoming>| {
