@@ -35,6 +35,7 @@ pub fn live_config(config: &Config) -> LiveConfig {
     let handlers = config.handlers.all().iter();
     LiveConfig {
         denied_node_ports: config.network.denied_node_ports.clone(),
+        name_servers: config.network.name_servers.clone(),
         create_host_paths: config.sandbox.create_host_paths,
         cdi_spec_dirs: config.cdi.spec_dirs.clone(),
         handlers: handlers

@@ -52,10 +52,11 @@ pub fn metrics() -> [&'static dyn Metric; 3] {
 }
 
 /// Settings, and tables of settings, that take effect at once; everything else waits for a restart.
-const AT_ONCE: [&str; 12] = [
+const AT_ONCE: [&str; 13] = [
     "log.level",
     "log.targets",
     "network.denied_node_ports",
+    "network.name_servers",
     "sandbox.create_host_paths",
     "cdi.spec_dirs",
     "wasm.compile_timeout_s",

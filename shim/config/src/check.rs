@@ -4,7 +4,7 @@
 //! pure; nothing of the node is looked at (`coracle check` does that), so a valid configuration is valid on every node.
 //! Must not know: lines and file names; the caller adds them.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -164,6 +164,7 @@ fn network(file: &NetworkFile, run: &Path) -> Result<Network, Invalid> {
             .iter()
             .map(|port| (*port, *port))
             .collect(),
+        name_servers: name_servers(&file.name_servers)?,
         interface_prefix: interface_prefix(&file.interface_prefix)?,
         netns_dir: match file.netns_dir.as_os_str().is_empty() {
             true => run.join("netns"),
@@ -238,6 +239,15 @@ fn subnet_v6(text: &str) -> Result<Subnet<Ipv6Addr>, Invalid> {
         );
     }
     Ok(subnet)
+}
+
+fn name_servers(texts: &[String]) -> Result<Vec<IpAddr>, Invalid> {
+    let address = |text: &String| {
+        let problem = || format!("has {text:?}, which is no address");
+        text.parse()
+            .or_else(|_| invalid("network.name_servers", problem()))
+    };
+    texts.iter().map(address).collect()
 }
 
 fn interface_prefix(text: &str) -> Result<String, Invalid> {

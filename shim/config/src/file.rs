@@ -248,6 +248,8 @@ pub struct NetworkFile {
     pub masquerade: bool,
     /// Ports of the node that no egress list opens, in addition to the built-in ones.
     pub denied_node_ports: Vec<u16>,
+    /// Name servers of pods that an egress list of this configuration holds; those of the node if empty.
+    pub name_servers: Vec<String>,
     /// Directory in which pods' network namespaces are mounted; below `run` if empty.
     pub netns_dir: PathBuf,
     /// Directory of CNI network configurations.
@@ -268,6 +270,7 @@ impl Default for NetworkFile {
             interface_prefix: "cor".to_owned(),
             masquerade: false,
             denied_node_ports: Vec::new(),
+            name_servers: Vec::new(),
             netns_dir: PathBuf::new(),
             cni_conf_dir: PathBuf::from("/etc/cni/net.d"),
             cni_bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],

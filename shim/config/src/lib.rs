@@ -33,7 +33,7 @@ mod values;
 mod wasm;
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -139,6 +139,8 @@ pub struct Network {
     pub masquerade: bool,
     /// Ports of the node that no egress list opens, in addition to the built-in ones: first and last of each range.
     pub denied_node_ports: Vec<(u16, u16)>,
+    /// Name servers of pods that an operator's egress list holds; those of the node if empty.
+    pub name_servers: Vec<IpAddr>,
     /// The directory in which pods' network namespaces are mounted. Absolute, of this daemon alone; gone after a
     /// reboot.
     pub netns_dir: PathBuf,

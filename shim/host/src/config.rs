@@ -4,6 +4,7 @@
 //! Must not know: keys of the configuration file, except to name them in refusals.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -48,6 +49,8 @@ pub struct HostConfig {
 pub struct LiveConfig {
     /// Ports of the node, first and last of ranges, that no egress list opens, in addition to the built-in ones.
     pub denied_node_ports: Vec<(u16, u16)>,
+    /// Name servers of pods that an operator's egress list holds; those of the node if empty.
+    pub name_servers: Vec<IpAddr>,
     /// Missing host paths of mounts are created.
     pub create_host_paths: bool,
     /// Directories of CDI specifications; the later one wins.

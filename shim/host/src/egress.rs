@@ -106,6 +106,36 @@ impl Host {
         })
     }
 
+    /// The name servers of the operator: those of the configuration, else those of the node. Blocks.
+    fn name_servers(&self) -> Result<Vec<IpAddr>, Error> {
+        let live = self.config.live.get();
+        match live.name_servers.is_empty() {
+            true => linux::files::node_resolvers(),
+            false => Ok(live.name_servers.clone()),
+        }
+    }
+
+    /// Refuses a pod that would itself choose what the names in the operator's list mean. Blocks.
+    pub(super) fn check_name_servers(&self, config: &SandboxConfig) -> Result<(), Error> {
+        if !config.is_egress_imposed || config.is_offline() || !config.reach().has_names() {
+            return Ok(());
+        }
+        let known = self.name_servers()?;
+        let is_other = |server: &&String| {
+            let address = server.parse::<IpAddr>();
+            !address.is_ok_and(|address| known.contains(&address))
+        };
+        let Some(other) = config.dns.servers.iter().find(is_other) else {
+            return Ok(());
+        };
+        let text = format!(
+            "sandbox {} has the name server {other} (dns_config), and its operator's egress list has names, which only name \
+             servers of the operator may resolve; the operator can add it to network.name_servers, or list addresses",
+            config.name
+        );
+        Err(Error::new(Kind::Invalid, text))
+    }
+
     /// Installs the rules in the pod's network namespace. Blocks.
     pub(super) fn apply_egress(
         &self,
@@ -116,8 +146,9 @@ impl Host {
         if reach == Egress::Open {
             return Ok(());
         }
-        let servers = &record.config.dns.servers;
-        let resolvers: Vec<IpAddr> = match servers.is_empty() {
+        let config = &record.config;
+        let servers = &config.dns.servers;
+        let mut resolvers: Vec<IpAddr> = match servers.is_empty() {
             // The caller gets a copy of the node's settings.
             true => linux::files::node_resolvers()?,
             false => servers
@@ -125,6 +156,19 @@ impl Host {
                 .filter_map(|server| server.parse().ok())
                 .collect(),
         };
+        if config.is_egress_imposed && !servers.is_empty() {
+            let known = self.name_servers()?;
+            let (ours, others) = resolvers.into_iter().partition(|one| known.contains(one));
+            resolvers = ours;
+            let others: Vec<IpAddr> = others;
+            if !others.is_empty() {
+                tracing::warn!(
+                    pod = %config.name, servers = ?others,
+                    "the pod's egress list does not open port 53 to name servers of its own; those of a cluster belong in \
+                     network.name_servers"
+                );
+            }
+        }
         egress::install(netns, &reach, &resolvers).map_err(|error| {
             network_error(
                 format!("hold sandbox {} to its egress list", record.id),

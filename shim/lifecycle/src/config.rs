@@ -170,6 +170,10 @@ pub struct SandboxConfig {
     /// Its WebAssembly instances cannot create sockets.
     #[serde(default)]
     pub is_offline: bool,
+    /// `egress` is the operator's list, at most narrowed by the pod, so that the pod does not choose who says what its names
+    /// mean.
+    #[serde(default)]
+    pub is_egress_imposed: bool,
     /// What its annotations say of its HTTP servers.
     #[serde(default, skip_serializing_if = "HttpConfig::is_empty")]
     pub http: HttpConfig,
@@ -215,6 +219,7 @@ impl SandboxConfig {
         let decided_alike = SandboxConfig {
             egress: self.egress.clone(),
             is_offline: self.is_offline,
+            is_egress_imposed: self.is_egress_imposed,
             grants: self.grants.clone(),
             ..other.clone()
         };

@@ -140,6 +140,7 @@ fn sandbox_config(id: &PodId) -> SandboxConfig {
         egress: None,
         grants: Default::default(),
         is_offline: false,
+        is_egress_imposed: false,
         http: Default::default(),
         diagnosis: Default::default(),
     }

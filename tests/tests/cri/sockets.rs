@@ -28,6 +28,8 @@ pub async fn net_daemon() -> (Daemon, String) {
 pub async fn net_daemon_with(config: &str) -> (Daemon, String) {
     let options = Options {
         config: config.to_owned(),
+        // Where the tests have theirs.
+        network: "name_servers = [\"127.0.0.1\"]".to_owned(),
         ..Options::default()
     };
     let mut daemon = daemon_with(options).await;

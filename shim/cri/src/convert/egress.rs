@@ -25,6 +25,8 @@ pub(super) struct Decided {
     pub(super) list: Option<List>,
     /// Its WebAssembly instances cannot create sockets.
     pub(super) is_off: bool,
+    /// The list is the operator's, at most narrowed by the pod.
+    pub(super) is_imposed: bool,
 }
 
 /// Decides what a pod may reach. Errors: the first entry that is invalid, or that the handler does not allow.
@@ -35,10 +37,12 @@ pub(super) fn egress(reader: &Reader, allowance: &Allowance<'_>) -> Result<Decid
             Egress::None => Decided {
                 list: Some(list(Vec::new())),
                 is_off: true,
+                is_imposed: true,
             },
             Egress::Listed(rules) => Decided {
                 list: Some(list(rules.clone())),
                 is_off: false,
+                is_imposed: true,
             },
         });
     };
@@ -49,6 +53,7 @@ pub(super) fn egress(reader: &Reader, allowance: &Allowance<'_>) -> Result<Decid
     Ok(Decided {
         list: Some(list(rules)),
         is_off: *allowance.egress == Egress::None && !claim.is_granted,
+        is_imposed: *allowance.egress != Egress::Any && !claim.is_granted,
     })
 }
 
@@ -161,7 +166,7 @@ mod tests {
         let none = decide(None, &Egress::None, &[]).unwrap();
         assert!(none.is_off && texts(none).is_empty());
         let listed = decide(None, &base(&["10.0.0.0/8", "a.example"]), &[]).unwrap();
-        assert!(!listed.is_off);
+        assert!(!listed.is_off && listed.is_imposed);
         assert_eq!(texts(listed), ["10.0.0.0/8", "a.example"]);
         let empty = decide(None, &base(&[]), &[]).unwrap();
         assert!(!empty.is_off && texts(empty).is_empty());
@@ -172,6 +177,7 @@ mod tests {
         let allowed = base(&["10.0.0.0/8:443", ".example.com", "fd00::/64"]);
         for narrower in ["10.1.0.0/16:443", "api.example.com:8080,fd00::1", ""] {
             let decided = decide(Some(narrower), &allowed, &[]).unwrap();
+            assert!(decided.is_imposed, "{narrower}");
             assert_eq!(texts(decided).join(","), narrower);
         }
         for (wider, named) in [
@@ -190,6 +196,7 @@ mod tests {
             );
             assert_eq!(text, want);
             let honoured = decide(Some(wider), &allowed, &["egress.coracle.dev/*"]).unwrap();
+            assert!(!honoured.is_imposed, "{wider}");
             assert_eq!(texts(honoured).join(","), wider);
         }
         let text = decide(Some("10.0.0.1"), &Egress::None, &[]).unwrap_err();

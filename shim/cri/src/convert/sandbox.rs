@@ -54,6 +54,7 @@ pub(crate) fn sandbox_config(
         mac: annotated.mac,
         egress: annotated.reach.list,
         is_offline: annotated.reach.is_off,
+        is_egress_imposed: annotated.reach.is_imposed,
         wasm_variant: annotated.wasm_variant,
         http: annotated.http,
         diagnosis: annotated.diagnosis,

@@ -31,6 +31,7 @@ impl Host {
         attached: &mut Option<Attachment>,
     ) -> Result<KeeperSetup, Error> {
         egress::check(record)?;
+        self.check_name_servers(&record.config)?;
         pass("run.netns")?;
         let cni_plan = self.plan_cni(record)?;
         let (namespaces, place) = thread::scope(|scope| {

@@ -109,6 +109,50 @@ async fn expect_own_hosts_ignored(daemon: &Daemon, pod: &Pod, image: &str, targe
     );
 }
 
+/// Who answers for a name decides which address it means.
+#[tokio::test]
+async fn a_pod_does_not_choose_the_name_servers_of_its_operators_list() {
+    let (daemon, _) = net_daemon_with(
+        "[handlers.coracle-strict]\negress = [\".example.com\", \"203.0.113.0/24\"]\n\
+         [handlers.open]\nkind = \"wasm\"\nannotations = [\"egress.coracle.dev/*\"]\n",
+    )
+    .await;
+    let other = "198.51.100.53";
+    let asking = |name: &str, servers: &[&str]| {
+        let mut config = daemon.pod(name);
+        config.dns_config = Some(cri::DnsConfig {
+            servers: servers.iter().map(|server| (*server).to_owned()).collect(),
+            ..Default::default()
+        });
+        config
+    };
+    let cri = daemon.cri();
+    for servers in [&[other][..], &["127.0.0.1", other]] {
+        let config = asking("chooses", servers);
+        let refused = cri.run_pod_with(&config, "coracle-strict").await;
+        let text = refused.unwrap_err().message().to_owned();
+        assert!(text.contains(other) && text.contains("network.name_servers"), "{text}");
+    }
+    let mut pods = Vec::new();
+    for (name, handler, allow, server) in [
+        ("known", "coracle-strict", None, "127.0.0.1"),
+        // Without names nobody is asked.
+        ("addresses", "coracle-strict", Some("203.0.113.9:443"), other),
+        // A list of the pod's own.
+        ("own", "open", Some("api.example.com"), other),
+    ] {
+        let mut config = asking(name, &[server]);
+        let allow = allow.map(|list| ("egress.coracle.dev/allow".to_owned(), list.to_owned()));
+        config.annotations.extend(allow);
+        pods.push(cri.run_pod_with(&config, handler).await.unwrap());
+    }
+    for pod in pods {
+        cri.stop_pod(&pod).await.unwrap();
+        cri.remove_pod(&pod).await.unwrap();
+    }
+    daemon.finish().await.unwrap();
+}
+
 #[tokio::test]
 async fn only_what_is_listed_is_reached_by_sockets_names_and_requests_alike() {
     let (daemon, image) = net_daemon_with(
