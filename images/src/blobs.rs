@@ -21,7 +21,7 @@ use crate::error::Error;
 use crate::failpoint;
 use crate::manifest::Blob;
 use crate::reference::Digest;
-use crate::space::{Expected, Reservation};
+use crate::space::look_for_room;
 use crate::unpack::Usage;
 use crate::verify::Verifier;
 
@@ -30,8 +30,6 @@ use crate::verify::Verifier;
 pub(crate) struct Blobs {
     images: PathBuf,
     used: Arc<Used>,
-    /// Bytes that blobs in `tmp/` still expect.
-    expected: Arc<Expected>,
     trash: Trash,
 }
 
@@ -52,7 +50,6 @@ impl Blobs {
             trash: Trash::open(&trash).map_err(|error| Error::io("open", &trash, error))?,
             images,
             used: Arc::default(),
-            expected: Arc::default(),
         };
         let temporary = blobs.images.join("tmp");
         let emptied = blobs.trash.remove_later(&temporary);
@@ -142,9 +139,9 @@ impl Blobs {
 
     /// Starts a blob in `tmp/`. Errors: the disk has no room for all of it; disk broken.
     pub(crate) async fn writer(&self, blob: &Blob) -> Result<BlobWriter, Error> {
-        let (expected, images, size) = (self.expected.clone(), self.images.clone(), blob.size);
-        let reserve = move || expected.reserve(&images, size);
-        let reservation = blocking("looking for free space", reserve).await?;
+        let (images, size) = (self.images.clone(), blob.size);
+        let look = move || look_for_room(&images, size);
+        blocking("looking for free space", look).await?;
         let (file, temporary) = self.file_draft().await?;
         let what = format!("blob {}", blob.digest);
         let verifier = Verifier::new(what, blob.digest.clone(), blob.size);
@@ -152,7 +149,6 @@ impl Blobs {
             file,
             temporary,
             verifier,
-            reservation,
             digest: blob.digest.clone(),
         })
     }
@@ -311,7 +307,6 @@ pub(crate) struct BlobWriter {
     file: tokio::fs::File,
     temporary: Temporary,
     verifier: Verifier,
-    reservation: Reservation,
     digest: Digest,
 }
 
@@ -319,7 +314,6 @@ impl BlobWriter {
     /// Writes the next bytes. Errors: too many bytes, disk full, disk broken.
     pub(crate) async fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.verifier.update(bytes)?;
-        self.reservation.has_arrived(bytes.len() as u64);
         self.file
             .write_all(bytes)
             .await

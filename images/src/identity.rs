@@ -67,6 +67,7 @@ impl Candidate {
             kept.digests.extend(self.record.digests);
             kept.pins.extend(self.record.pins);
             kept.add_proven(self.record.proven);
+            kept.add_verified(self.record.verified);
             kept.kept = self.record.kept.or(kept.kept);
             return Ok(kept);
         }
@@ -104,6 +105,7 @@ fn make_room_for_names(kept: &mut Record, new: &Record) {
         kept.tags.remove(&name);
         kept.digests.remove(&name);
         kept.of_namespace.remove(&name);
+        kept.proven.remove(&name);
         count -= 1;
     }
 }

@@ -188,8 +188,8 @@ impl Pull {
             removed: false,
             manifest: Some(resolved.digest.clone()),
             is_artifact: false,
+            verified: self.verified(&facts),
             proven: self.proven(facts),
-            verified: Facts::new(),
             of_namespace: BTreeSet::new(),
             kept: self.kept(resolved),
         };

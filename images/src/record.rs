@@ -18,7 +18,7 @@ use crate::run_config::{RunConfig, weight_of};
 use crate::signature::Facts;
 use crate::unpack::Usage;
 
-/// Most facts about signatures under one name of an image.
+/// Most facts about signatures under one name of an image, and of those that earlier builds look for.
 const MAX_FACTS: usize = 256;
 
 /// The sources of all blobs: URLs of repositories, `https://host/name`.
@@ -55,7 +55,8 @@ pub(crate) struct Record {
     /// What pulls have verified of its signatures, by the names that they have pulled, as [`crate::signature`] writes it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub proven: BTreeMap<String, Facts>,
-    /// The same, as earlier builds wrote it. Nothing is added.
+    /// The same as earlier builds write it: a digest for each requirement, over all its keys and the name. For them, after a
+    /// downgrade; and for what they have pulled, under the names that the image still has.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub verified: Facts,
     /// Those of its names by which nothing but the policy of a namespace has accepted it, instead of the node's.
@@ -121,11 +122,13 @@ impl Record {
     /// What it takes in memory as long as the image is here, its public form included. Bytes.
     pub(crate) fn weight(&self) -> u64 {
         let names = [&self.tags, &self.digests, &self.pins, &self.of_namespace];
-        let digests = self.stored().count() + self.chains.len() + self.verified.len();
+        let facts = self.proven.values().map(BTreeSet::len).sum::<usize>() + self.verified.len();
+        let digests = self.stored().count() + self.chains.len() + facts;
         let annotations = self.annotations.keys().chain(self.annotations.values());
         RECORD_BYTES
             + self.config.weight()
             + weight_of(annotations)
+            + weight_of(self.proven.keys())
             // The store has each name once more, to find it by, and so has the public form.
             + 3 * weight_of(names.into_iter().flatten())
             + digests as u64 * DIGEST_BYTES
@@ -195,10 +198,23 @@ impl Record {
         }
     }
 
+    /// Takes over what earlier builds look for, as long as there is room: nobody's other names cost an image what is known.
+    pub(crate) fn add_verified(&mut self, new: Facts) {
+        for fact in new {
+            if self.verified.len() < MAX_FACTS {
+                self.verified.insert(fact);
+            }
+        }
+    }
+
+    /// Whether `name` is one of its names.
+    pub(crate) fn has_name(&self, name: &str) -> bool {
+        self.tags.contains(name) || self.digests.contains(name)
+    }
+
     /// Whether `name` is one of its names, and more than the policy of a namespace has accepted it under that.
     pub(crate) fn is_of_node(&self, name: &str) -> bool {
-        (self.tags.contains(name) || self.digests.contains(name))
-            && !self.of_namespace.contains(name)
+        self.has_name(name) && !self.of_namespace.contains(name)
     }
 
     /// Takes over by which policies the names of `new`, the same image, were accepted. What is of the node stays so.

@@ -2,8 +2,8 @@
 //!
 //! Called by: the store, before it publishes an image. The limits of one image are those of [`crate::image_config`] and
 //! [`crate::manifest`].
-//! Invariants: an image that a container uses or that is pinned is never removed here, nor one that takes less than the
-//! new one; without such an image the new one is refused.
+//! Invariants: an image that a container uses or that is pinned is never removed here; if all others would not make room,
+//! nothing is removed and the new one is refused.
 //! Not here: disk space, which the kubelet watches.
 
 use std::cmp::Reverse;
@@ -58,10 +58,9 @@ impl Inner {
         };
         let mut unused: Vec<_> = others
             .into_iter()
-            .filter(|(weight, record, image)| {
-                *weight >= own && !image.pinned && !index.leases.holds_image(&record.id)
-            })
+            .filter(|(_, record, image)| !image.pinned && !index.leases.holds_image(&record.id))
             .collect();
+        // Light ones go, too, when those with more text do not suffice: many of them could keep everybody out.
         unused.sort_by_key(|(weight, ..)| Reverse(*weight));
         let mut chosen = BTreeSet::new();
         for (weight, record, _) in unused {

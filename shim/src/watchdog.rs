@@ -39,14 +39,25 @@ async fn watch(pods: Pods, limit: Duration) {
     for turn in 0_usize.. {
         let began = Instant::now();
         let answer = round_trip(&pods, turn, trip).await;
-        if is_answered(&answer) {
+        let is_answered = is_answered(&answer);
+        if is_answered {
             notify("WATCHDOG=1\n");
         }
         if answer.silent != silent {
             log(&answer, limit);
             silent = answer.silent;
         }
-        tokio::time::sleep((limit / 2).saturating_sub(began.elapsed())).await;
+        tokio::time::sleep(pause(is_answered, limit, trip, began.elapsed())).await;
+    }
+}
+
+/// How long after a round the next begins. Others are asked soon where none answered: one bad moment must not use up the time
+/// that systemd waits.
+fn pause(is_answered: bool, limit: Duration, trip: Duration, took: Duration) -> Duration {
+    if is_answered {
+        (limit / 2).saturating_sub(took)
+    } else {
+        trip / 2
     }
 }
 
@@ -112,6 +123,17 @@ mod tests {
             };
             assert_eq!(is_answered(&answer), answered, "{silent} of {asked}");
         }
+    }
+
+    #[test]
+    fn a_bad_moment_leaves_time_for_many_more_rounds() {
+        let limit = Duration::from_secs(60);
+        let after = |is_answered, took| pause(is_answered, limit, SLOW, took);
+        assert_eq!(after(true, SLOW), Duration::from_secs(28));
+        assert_eq!(after(true, limit), Duration::ZERO);
+        // From half of the limit on.
+        assert!((SLOW + after(false, SLOW)) * 10 <= limit / 2);
+        assert!(after(false, limit) > Duration::ZERO);
     }
 
     #[test]

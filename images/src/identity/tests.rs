@@ -149,8 +149,22 @@ fn many_names_of_one_registry_cost_only_its_own() {
     let mut all = vec![pinned, named("b.io/victim:1")];
     all.extend((0..MAX_NAMES + 50).map(|number| named(&format!("a.io/x:{number}"))));
     all.push(named("c.io/other:1"));
+    for candidate in &mut all {
+        let name = candidate.record.tags.first().unwrap().clone();
+        let facts = BTreeSet::from([Digest::of(name.as_bytes())]);
+        candidate.record.verified = facts.clone();
+        candidate.record.proven = BTreeMap::from([(name, facts)]);
+    }
     let [kept] = settle_all(all).try_into().unwrap();
     assert_eq!(kept.tags.len(), MAX_NAMES);
+    // What was proven goes with the name, and counts as long as it is there.
+    assert!(kept.proven.keys().eq(&kept.tags));
+    let mut without = kept.clone();
+    without.proven.clear();
+    assert!(kept.weight() > without.weight() + MAX_NAMES as u64 * 128);
+    // What earlier builds look for is kept of the first ones.
+    assert_eq!(kept.verified.len(), 256);
+    assert!(kept.verified.contains(&Digest::of(b"b.io/victim:1")));
     for name in ["b.io/victim:1", "c.io/other:1", "a.io/0/pinned:1"] {
         assert!(kept.tags.contains(name), "{name}");
     }

@@ -24,6 +24,14 @@ impl Pull {
             .collect()
     }
 
+    /// The same as earlier builds look for it.
+    pub(super) fn verified(&self, facts: &Facts) -> Facts {
+        match (&self.demands.rules, self.names.references.first()) {
+            (Some(rules), Some(image)) if !facts.is_empty() => rules.earlier_facts(image),
+            _ => Facts::new(),
+        }
+    }
+
     /// Marks the names of a new record that only the policy of a namespace has accepted.
     pub(super) fn mark_names(&self, record: &mut Record) {
         if self.demands.is_of_namespace {

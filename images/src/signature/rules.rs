@@ -133,8 +133,17 @@ impl Rules {
             || signers.all(|signer| {
                 let mut facts = signer.keys.iter().map(|key| signer.fact(image, [key]));
                 facts.any(|fact| proven.is_some_and(|proven| proven.contains(&fact)))
-                    || record.verified.contains(&signer.fact(image, &signer.keys))
+                    || record.has_name(&name)
+                        && record.verified.contains(&signer.fact(image, &signer.keys))
             })
+    }
+
+    /// What earlier builds look for, once all requirements are met: a fact of all keys of each together.
+    pub(crate) fn earlier_facts(&self, image: &ImageRef) -> Facts {
+        let facts = self.signers.iter();
+        facts
+            .map(|signer| signer.fact(image, &signer.keys))
+            .collect()
     }
 
     /// Checks the signatures that `registry` has for `image`, whose manifest or index has one of `digests`. Returns what they

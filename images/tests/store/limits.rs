@@ -31,6 +31,7 @@ async fn the_texts_of_all_images_are_bounded_at_the_cost_of_unused_images_with_t
         ("large1", 90 << 10),
         ("large2", 80 << 10),
         ("ordinary", 20 << 10),
+        ("wide", 150 << 10),
         ("huge", 300 << 10),
     ] {
         let parts = labelled(repository, bytes);
@@ -50,7 +51,15 @@ async fn the_texts_of_all_images_are_bounded_at_the_cost_of_unused_images_with_t
     for kept in ["small", "used", "pinned", "large0", "large2"] {
         assert!(is_here(kept), "{kept}");
     }
-    // Many small ones do not make room for one that has more text than each of them.
+    // When all have less text than the new one, those with the most of it make room.
+    pulled("wide").await.unwrap();
+    for gone in ["large0", "large2"] {
+        assert!(!is_here(gone), "{gone}");
+    }
+    for kept in ["small", "used", "pinned", "ordinary", "wide"] {
+        assert!(is_here(kept), "{kept}");
+    }
+    // What is in use or pinned does not, and then nothing else goes for nothing.
     let refused = pulled("huge").await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Limit);
     let text = refused.to_string();
@@ -58,7 +67,7 @@ async fn the_texts_of_all_images_are_bounded_at_the_cost_of_unused_images_with_t
         text.contains("images.max_metadata_bytes (430080)"),
         "{text}"
     );
-    assert_eq!(images.list().len(), 6);
+    assert_eq!(images.list().len(), 5);
     // The removed one is pulled again when it is needed.
     pulled("large1").await.unwrap();
     assert!(is_here("large1"));

@@ -96,8 +96,8 @@ pub(super) fn join(mount: &Path, path: &str) -> PathBuf {
 }
 
 /// Removes the cgroup `dir` and the cgroups below it, if they exist. The kernel returns EBUSY
-/// while a killed process has not ended: it is tried again until `deadline`. What was removed by then stays removed, so
-/// that a later call goes on.
+/// while a killed process has not ended: it is tried again until `deadline`, after which one short pass is made. What was
+/// removed by then stays removed, so that a later call goes on.
 pub(super) fn remove_tree(dir: &Path, deadline: Instant) -> Result<(), Error> {
     let mut pause = Duration::from_micros(100);
     loop {
@@ -110,10 +110,11 @@ pub(super) fn remove_tree(dir: &Path, deadline: Instant) -> Result<(), Error> {
             Errno::from_io_error(&error),
             Some(Errno::BUSY | Errno::NOTEMPTY)
         );
-        if is_busy && walk::empty(dir, deadline)? {
+        let is_late = Instant::now() >= deadline;
+        if is_busy && walk::empty(dir, deadline)? && !is_late {
             continue;
         }
-        if !is_busy || Instant::now() >= deadline {
+        if !is_busy || is_late {
             return Err(Error::io("remove", dir, error));
         }
         thread::sleep(pause);

@@ -71,12 +71,12 @@ pub(super) fn around(
     let Some(mut here) = present(open(CWD, top)).map_err(failed)? else {
         return Ok(());
     };
-    let mut pending = vec![children(here.as_fd()).map_err(failed)?];
+    let mut pending = vec![children(here.as_fd(), usize::MAX).map_err(failed)?];
     while let Some(names) = pending.last_mut() {
         if let Some(name) = names.pop() {
             if let Some(child) = present(open(here.as_fd(), name.as_c_str())).map_err(failed)? {
                 before(Open(child.as_fd())).map_err(failed)?;
-                pending.push(children(child.as_fd()).map_err(failed)?);
+                pending.push(children(child.as_fd(), usize::MAX).map_err(failed)?);
                 here = child;
             }
             continue;
@@ -95,7 +95,8 @@ fn failed(top: &Path, errno: Errno) -> Error {
 }
 
 /// Removes the cgroups below `top` that have no processes, deepest first. After `deadline` it only goes back up and removes
-/// what is empty by then, but never before it has removed one: each call makes progress, however deep they are nested.
+/// what is empty by then, but never before it has removed one of those that it has listed, however deep they are nested.
+/// After it one name of each directory is listed, so that a late call costs the same however many there are.
 /// What resists is left. True if any was removed. Errors: `top` cannot be looked into.
 pub(super) fn empty(top: &Path, deadline: Instant) -> Result<bool, Error> {
     let failed = |errno: Errno| Error::io("remove the cgroups below", top, errno.into());
@@ -103,8 +104,12 @@ pub(super) fn empty(top: &Path, deadline: Instant) -> Result<bool, Error> {
     let Some(mut here) = present(open(CWD, top)).map_err(failed)? else {
         return Ok(any);
     };
+    let listed = |dir: BorrowedFd<'_>| match Instant::now() >= deadline {
+        true => children(dir, 1),
+        false => children(dir, usize::MAX),
+    };
     // A cgroup that is being emptied, and those in it that are still to be removed.
-    let mut frames = vec![(CString::default(), children(here.as_fd()).map_err(failed)?)];
+    let mut frames = vec![(CString::default(), listed(here.as_fd()).map_err(failed)?)];
     while let Some((own, names)) = frames.last_mut() {
         if any && Instant::now() >= deadline {
             names.clear();
@@ -116,7 +121,7 @@ pub(super) fn empty(top: &Path, deadline: Instant) -> Result<bool, Error> {
                     if let Some(child) =
                         present(open(here.as_fd(), name.as_c_str())).map_err(failed)?
                     {
-                        frames.push((name, children(child.as_fd()).map_err(failed)?));
+                        frames.push((name, listed(child.as_fd()).map_err(failed)?));
                         here = child;
                     }
                 }
@@ -147,8 +152,8 @@ fn present(opened: Result<OwnedFd, Errno>) -> Result<Option<OwnedFd>, Errno> {
     }
 }
 
-/// The names of the cgroups directly below `dir`; none if it is gone.
-fn children(dir: BorrowedFd<'_>) -> Result<Vec<CString>, Errno> {
+/// The names of the cgroups directly below `dir`, at most `most`; none if it is gone.
+fn children(dir: BorrowedFd<'_>, most: usize) -> Result<Vec<CString>, Errno> {
     let mut names = Vec::new();
     for entry in Dir::read_from(dir)? {
         let entry = match entry {
@@ -158,6 +163,9 @@ fn children(dir: BorrowedFd<'_>) -> Result<Vec<CString>, Errno> {
         let name = entry.file_name();
         if entry.file_type() == FileType::Directory && name != c"." && name != c".." {
             names.push(name.to_owned());
+            if names.len() == most {
+                break;
+            }
         }
     }
     Ok(names)

@@ -177,6 +177,17 @@ fn sub_tree(tree: OwnedFd, sub_path: &str, name: &str, stage: &Stage) -> Result<
 /// Where the kernel's file systems are in a container.
 const KERNELS: [&str; 3] = ["/proc", "/sys", "/dev"];
 
+/// The part of them that holds nothing of the kernel's. Images have links to it, such as `/run/shm`.
+const SHARED_MEMORY: &str = "/dev/shm";
+
+/// Where the kernel's file system is into which a link leads `path`, if that of `resolved` is one.
+fn led_into(path: &str, resolved: &str) -> Option<&'static str> {
+    let (path, resolved) = (Path::new(path), Path::new(resolved));
+    let is_led = |at: &&str| resolved.starts_with(at) && !path.starts_with(at);
+    let found = KERNELS.into_iter().find(is_led);
+    found.filter(|_| !resolved.starts_with(SHARED_MEMORY))
+}
+
 /// Attaches `tree` at `path` below `root`; makes a directory or an empty file there if the path is missing.
 ///
 /// Errors: the path cannot be made or leads by a link into a file system of the kernel's, or the kernel refuses the mount.
@@ -186,9 +197,7 @@ pub fn attach(root: &OwnedFd, tree: &OwnedFd, path: &str) -> Result<()> {
     let (target, resolved) =
         rootfs_path::ensure_resolved(root.as_fd(), path, directory).during(what)?;
     // What the path itself names has been checked. There it would hide files from what confines the container later.
-    let is_led =
-        |at: &&&str| Path::new(&resolved).starts_with(at) && !Path::new(path).starts_with(at);
-    if let Some(at) = KERNELS.iter().find(is_led) {
+    if let Some(at) = led_into(path, &resolved) {
         let text = format!(
             "{}: a link leads it to {resolved}, and {at} is the kernel's",
             what()
@@ -196,4 +205,25 @@ pub fn attach(root: &OwnedFd, tree: &OwnedFd, path: &str) -> Result<()> {
         return Err(Error::new(Kind::Invalid, text));
     }
     mounts::attach(tree.as_fd(), target.as_fd()).during(what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_lead_no_mount_into_the_kernels_but_into_shared_memory() {
+        for (path, resolved, at) in [
+            ("/run/x", "/proc/sys", Some("/proc")),
+            ("/dev/x", "/sys/kernel", Some("/sys")),
+            ("/run/x", "/dev/pts", Some("/dev")),
+            ("/run/x", "/dev/shmx", Some("/dev")),
+            ("/run/shm", "/dev/shm", None),
+            ("/run/shm/a", "/dev/shm/a", None),
+            ("/dev/shm", "/dev/shm", None),
+            ("/data", "/srv/dev", None),
+        ] {
+            assert_eq!(led_into(path, resolved), at, "{path} at {resolved}");
+        }
+    }
 }

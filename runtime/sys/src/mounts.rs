@@ -298,7 +298,8 @@ pub fn cover_root(tree: BorrowedFd<'_>) -> io::Result<()> {
 /// Drops the mount that is the working directory and makes `root`, which covers the namespace's root, that of this process.
 ///
 /// The kernel's pivot_root(2) visits every thread of the machine; this costs the same however many pods run. The process
-/// counts as one that has changed its root: it makes no user namespace from here on.
+/// does not count as one that has changed its root (the kernel's current_chrooted() looks at the topmost mount): it could
+/// make a user namespace; a guest's filter forbids that.
 pub fn enter_covering_root(root: BorrowedFd<'_>) -> io::Result<()> {
     unmount(c".", UnmountFlags::DETACH)?;
     fchdir(root)?;

@@ -309,6 +309,7 @@ impl CompileCache {
             mac,
         })
         .map_err(|e| Error::with(Kind::Bug, what(), e))?;
+        self.is_wanted(&at);
         code.rename(&code_path).during(what)?;
         failpoint::hit("compile.store").during(what)?;
         let file = self.temporary().during(what)?;

@@ -7,7 +7,7 @@
 //! module.
 //! Must not know: which images are removed.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -23,55 +23,59 @@ const SPARE: Duration = Duration::from_secs(10 * 60);
 /// Removals within this time are collected together.
 const GATHER: Duration = Duration::from_millis(200);
 
-/// Most modules of one image that are compiled because somebody has named them.
+/// Most modules of one image whose compiled code stays because somebody has named them.
 const MAX_OF_IMAGE: usize = 64;
 
-/// Modules that containers run although they are not the main module of an image, by digest, with their images.
+/// Modules that containers run although they are not the main module of an image.
 #[derive(Debug, Default)]
-pub(super) struct NamedModules(Mutex<HashMap<String, BTreeSet<ImageId>>>);
+pub(super) struct NamedModules(Mutex<Named>);
+
+#[derive(Debug, Default)]
+struct Named {
+    /// By digest; their images, with the number of the last naming.
+    modules: HashMap<String, BTreeMap<ImageId, u64>>,
+    /// How often one was named.
+    namings: u64,
+}
 
 impl NamedModules {
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, BTreeSet<ImageId>>> {
-        // A panic while it is locked leaves a plain map, which stays usable.
+    fn lock(&self) -> MutexGuard<'_, Named> {
+        // A panic while it is locked leaves plain maps, which stay usable.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds the module with this digest (64 digits) to those of `image`. Errors: Exhausted when it has too many.
-    pub(super) fn add(&self, digest: &str, image: &ImageId) -> Result<(), Error> {
-        let is_known = self.lock().get(digest).is_some_and(|of| of.contains(image));
-        let of_image = |modules: &HashMap<String, BTreeSet<ImageId>>| {
-            modules.values().filter(|of| of.contains(image)).count()
-        };
-        if !is_known && of_image(&self.lock()) >= MAX_OF_IMAGE {
-            let text = format!(
-                "module sha256:{digest} would be one of more than {MAX_OF_IMAGE} of image {} that were compiled since this daemon started",
-                image.as_str()
-            );
-            return Err(Error::new(Kind::Exhausted, text));
+    /// Adds the module with this digest (64 digits) to those of `image`. When it has too many, the one that was named longest
+    /// ago is forgotten: its compiled code may be collected, and is compiled again when it is needed.
+    pub(super) fn add(&self, digest: &str, image: &ImageId) {
+        let mut named = self.lock();
+        named.namings += 1;
+        let now = named.namings;
+        let images = named.modules.entry(digest.to_owned()).or_default();
+        images.insert(image.clone(), now);
+        let all = named.modules.iter();
+        let of_image = all.filter_map(|(digest, images)| Some((*images.get(image)?, digest)));
+        if of_image.clone().count() <= MAX_OF_IMAGE {
+            return;
         }
-        self.add_always(digest, image);
-        Ok(())
-    }
-
-    /// The same for a module that a container runs already.
-    fn add_always(&self, digest: &str, image: &ImageId) {
-        let mut modules = self.lock();
-        modules
-            .entry(digest.to_owned())
-            .or_default()
-            .insert(image.clone());
+        let oldest = of_image.min().map(|(_, digest)| digest.clone());
+        if let Some(oldest) = oldest
+            && let Some(images) = named.modules.get_mut(&oldest)
+        {
+            images.remove(image);
+        }
+        named.modules.retain(|_, images| !images.is_empty());
     }
 
     /// Drops the modules of images that are gone.
     fn forget(&self, gone: &[ImageId]) {
-        self.lock().retain(|_, images| {
-            images.retain(|image| !gone.contains(image));
+        self.lock().modules.retain(|_, images| {
+            images.retain(|image, _| !gone.contains(image));
             !images.is_empty()
         });
     }
 
     fn has(&self, digest: &str) -> bool {
-        self.lock().contains_key(digest)
+        self.lock().modules.contains_key(digest)
     }
 }
 
@@ -99,8 +103,11 @@ impl Host {
                 tracing::error!(container = %holder, image = name, "its record names no image id");
                 continue;
             };
-            if let Payload::Wasm(wasm) = &plan.payload {
-                self.modules.add_always(&wasm.module_digest, &id);
+            // The module is of the container's own image, not of those that it mounts.
+            if let Payload::Wasm(wasm) = &plan.payload
+                && *name == plan.image_id
+            {
+                self.modules.add(&wasm.module_digest, &id);
             }
             if !self.parts.images.claim(&id, &paths, holder.as_str()) {
                 tracing::error!(container = %holder, image = name, "the record of its image is gone; its content is kept");
@@ -171,19 +178,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_modules_of_one_image_that_are_compiled_by_name_are_bounded() {
+    fn of_too_many_modules_of_one_image_the_one_that_was_named_longest_ago_is_forgotten() {
         let modules = NamedModules::default();
         let of = |name: &[u8]| ImageId::new(Digest::of(name));
         let (image, other) = (of(b"a"), of(b"b"));
         for number in 0..MAX_OF_IMAGE {
-            modules.add(&number.to_string(), &image).unwrap();
+            modules.add(&number.to_string(), &image);
         }
-        modules.add("0", &image).unwrap();
-        let refused = modules.add("one more", &image).unwrap_err();
-        assert_eq!(refused.kind(), Kind::Exhausted);
-        assert!(refused.to_string().contains(image.as_str()), "{refused}");
-        modules.add("one more", &other).unwrap();
+        modules.add("0", &image);
+        modules.add("2", &other);
+        for digest in ["one more", "and another"] {
+            modules.add(digest, &image);
+            assert!(modules.has(digest));
+        }
+        assert!(modules.has("0"), "it was named again");
+        assert!(!modules.has("1"));
+        assert!(modules.has("2"), "another image has it, too");
         modules.forget(std::slice::from_ref(&image));
-        modules.add("one more", &image).unwrap();
+        assert!(modules.has("2") && !modules.has("0"));
     }
 }

@@ -138,10 +138,10 @@ fn check_one(
         kind,
         recursive_readonly: config.recursive_read_only,
         propagation: propagation(config, setting.is_linux),
-        // An image is data to the pod that mounts it (KEP-4639).
+        // Whoever built an image has no say about privileges here. Its libraries and tools may be what it is mounted for.
         nosuid: is_image || config.has_option("nosuid"),
         nodev: is_image || config.has_option("nodev"),
-        noexec: is_image || config.has_option("noexec"),
+        noexec: config.has_option("noexec"),
     })
 }
 
@@ -408,7 +408,13 @@ mod tests {
         };
         assert_eq!(mounts[2].kind, kind);
         assert_eq!(mounts[2].propagation, MountPropagation::Private);
+        assert!(mounts[2].nosuid && mounts[2].nodev && !mounts[2].noexec);
         assert_eq!(mounts[1].kind, MountKind::Bind);
+        let data = MountConfig {
+            options: vec!["noexec".to_owned()],
+            ..requested("/a", "one")
+        };
+        assert!(check(&[data], setting).unwrap()[0].noexec);
         let error = check(&[requested("/proc/x", "one")], setting).unwrap_err();
         assert_eq!(error.kind(), Kind::ImageVolume);
         assert!(error.to_string().contains("\"one\""), "{error}");

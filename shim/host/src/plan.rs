@@ -148,7 +148,7 @@ impl Host {
     ) -> Result<WasmPayload, Error> {
         only_linux_has(&draft.config)?;
         let args = argv(&draft.image, &draft.config, true)?;
-        self.modules.add(&module.digest, &draft.image.id)?;
+        self.modules.add(&module.digest, &draft.image.id);
         pass("create.compile")?;
         let compiled = self.compiled(engine, &module.path, &module.digest).await?;
         let limit = limits::memory_limit(&draft.config.resources);

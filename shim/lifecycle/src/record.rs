@@ -419,6 +419,21 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_whose_handler_has_a_key_of_a_newer_build_is_read() {
+        let pod = include_str!("../fuzz/pod-record/p-818");
+        let mut pod = serde_json::from_str::<serde_json::Value>(pod).unwrap();
+        let http = json!({"deadline_s": 5, "a_key_of_tomorrow": [1]});
+        pod["handler_settings"] = json!({"name": "tight", "spawn": "exec", "http": http});
+        let read = serde_json::from_value::<PodRecord>(pod).unwrap();
+        let settings = read.handler_settings.unwrap();
+        assert_eq!((settings.http.deadline_s, settings.spawn), (5, Spawn::Exec));
+        let written = serde_json::to_value(&settings).unwrap();
+        assert_eq!(written["http"]["deadline_s"], 5);
+        let again = serde_json::from_value::<HandlerSettings>(written).unwrap();
+        assert_eq!(again, *settings);
+    }
+
+    #[test]
     fn a_plan_without_a_payload_is_refused() {
         assert!(serde_json::from_value::<Plan>(common()).is_err());
     }

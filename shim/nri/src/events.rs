@@ -3,7 +3,8 @@
 //! Called by: the lifecycle, in effects and queues of each pod. Calls: sessions, one plugin after the other by index.
 //! Invariants: a plugin that hangs or breaks the protocol is closed, and the request goes on without it; one that answers
 //! an error, or an adjustment that cannot be made, fails the request, with its name; nothing is locked while one waits
-//! but the turn of the plugin itself, and nobody waits for a turn without a limit; of each change a plugin learns once.
+//! but the turn of the plugin itself, and nobody waits for the turn of a plugin that answers nothing; of each change a
+//! plugin learns once.
 //! Must not know: how an adjustment is applied.
 
 mod create;
@@ -28,7 +29,7 @@ use super::session::{CallError, Session};
 use super::subject::Subject;
 use super::updates::Change;
 
-/// A request may wait for a plugin's turn as long as so many calls may take.
+/// A request waits for a plugin's turn, while it answers nothing, as long as so many calls may take.
 const TURNS: u32 = 5;
 /// A stop, or the answer to a request, waits until plugins are told as long as so many calls may take.
 const PATIENCE: u32 = 2;

@@ -13,7 +13,7 @@
 mod incoming;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -86,6 +86,8 @@ pub struct Session {
     writer: tokio::sync::Mutex<OwnedWriteHalf>,
     /// Held while it works on a call.
     turn: tokio::sync::Mutex<()>,
+    /// Calls that it has answered.
+    answered: AtomicU64,
     /// What it has learnt of pods.
     pub known: Known,
     /// Ids of pods and containers whose creation waits for it.
@@ -113,6 +115,7 @@ impl Session {
             calls: Mutex::default(),
             writer: tokio::sync::Mutex::new(write),
             turn: tokio::sync::Mutex::new(()),
+            answered: AtomicU64::new(0),
             known: Known::default(),
             waiting: Mutex::default(),
             closed: watch::channel(String::new()).0,
@@ -183,14 +186,21 @@ impl Session {
         }
     }
 
-    /// Waits until it works on no other call, at most for `limit`: a plugin that is further behind is closed.
-    /// `None` if it is closed.
+    /// Waits until it works on no other call. A plugin that answers none within `limit` meanwhile is closed; one that does
+    /// may have a long queue, which ends, as each call does. `None` if it is closed.
     pub async fn turn(&self, limit: Duration) -> Option<tokio::sync::MutexGuard<'_, ()>> {
-        let turn = tokio::time::timeout(limit, self.turn.lock()).await;
-        if turn.is_err() {
-            self.close(format!("a request waited for it longer than {limit:?}"));
+        // It keeps its place in the queue.
+        let mut turn = std::pin::pin!(self.turn.lock());
+        loop {
+            let before = self.answered.load(Ordering::Acquire);
+            if let Ok(turn) = tokio::time::timeout(limit, turn.as_mut()).await {
+                return Some(turn).filter(|_| !self.is_closed());
+            }
+            if self.answered.load(Ordering::Acquire) == before {
+                self.close(format!("a request waited for it longer than {limit:?}"));
+                return None;
+            }
         }
-        turn.ok().filter(|_| !self.is_closed())
     }
 
     /// Sends an event, as a `StateChange` if it knows only that. Errors: as of [`Session::call`].
@@ -228,6 +238,9 @@ impl Session {
         let began = Instant::now();
         let called = tokio::time::timeout(self.limit, self.exchange(method, request)).await;
         counters::called(method, began.elapsed());
+        if called.is_ok() {
+            self.answered.fetch_add(1, Ordering::AcqRel);
+        }
         called.unwrap_or_else(|_| {
             self.close(format!(
                 "it did not answer {method} within {:?}",

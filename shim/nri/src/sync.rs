@@ -8,11 +8,13 @@
 //! Must not know: what a plugin does with it.
 
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coracle_lifecycle::{PodRecords, Pods};
 use coracle_proto::nri::v1 as nri;
+use coracle_spec::id::PodId;
 use prost::Message as _;
+use tokio::time::Instant;
 
 use super::Nri;
 use super::convert;
@@ -55,24 +57,16 @@ impl Nri {
         Ok(())
     }
 
-    /// What exists, once creations that do not know of the plugin have ended.
+    /// What exists, once creations that do not know of the plugin have ended, or have taken too long.
     async fn existing(&self, pods: &Pods, session: &Session) -> Vec<PodRecords> {
-        let end = tokio::time::Instant::now() + self.settings.request_timeout;
-        let mut found = Vec::new();
-        for (_, _, id) in pods.names() {
-            loop {
-                // Err: it has just gone. One that does not answer meets the plugin later.
-                let asked = tokio::time::timeout_at(end, pods.records(&id));
-                let Ok(Ok(records)) = asked.await else {
-                    break;
-                };
-                if waits_for(session, &records.unborn) || Instant::now() > end.into_std() {
-                    found.push(records);
-                    break;
-                }
-                tokio::time::sleep(PAUSE).await;
-            }
-        }
+        let end = Instant::now() + self.settings.request_timeout;
+        // All are asked at once: what one takes is not taken from the others.
+        let names = pods.names().into_iter();
+        let asked: Vec<_> = names
+            .map(|(_, _, id)| settled(pods, session, id, end))
+            .collect();
+        let found = futures_util::future::join_all(asked).await;
+        let mut found: Vec<PodRecords> = found.into_iter().flatten().collect();
         let pod = |records: &PodRecords| records.unborn.contains(&records.pod.id.to_string());
         found.retain(|records| !pod(records));
         for records in &found {
@@ -80,6 +74,22 @@ impl Nri {
         }
         found
     }
+}
+
+/// What exists of a pod, once creations in it that do not know of the plugin have ended; at `end`, as it was found last.
+/// `None` if it has just gone, or never answers: such a one meets the plugin later.
+async fn settled(pods: &Pods, session: &Session, id: PodId, end: Instant) -> Option<PodRecords> {
+    let mut last = None;
+    while let Ok(answer) = tokio::time::timeout_at(end, pods.records(&id)).await {
+        let records = answer.ok()?;
+        let is_settled = waits_for(session, &records.unborn);
+        last = Some(records);
+        if is_settled || Instant::now() >= end {
+            break;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    last
 }
 
 /// Whether everything that is being created waits for the plugin's turn.

@@ -1,12 +1,13 @@
 //! Memory that many have together: for the output of all ExecSync calls, for what all streaming sessions have received.
 //!
 //! Called by: the host's ExecSync, for each output stream; [`super::receive`], for each connection. Invariants: all shares
-//! together hold at most the limit, in addition to the free bytes of each; nobody waits for memory, so nothing can deadlock; a share grows at most
-//! to what remains for others, so that a few greedy calls leave room for new ones and a single one gets half.
-//! Must not know: processes, streams.
+//! together hold at most the limit, in addition to the free bytes of each; nobody waits for memory, so nothing can
+//! deadlock; a share, and all shares of a tenant together, grow at most to what remains for others, so that a few greedy
+//! calls leave room for new ones and a single one gets half.
+//! Must not know: processes, streams, what tenants are.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The step by which a share grows. Bytes.
 const STEP: usize = 64 << 10;
@@ -19,7 +20,47 @@ pub struct Budget(Arc<Account>);
 struct Account {
     total: usize,
     free: usize,
-    taken: AtomicUsize,
+    taken: Mutex<Taken>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    all: usize,
+    tenants: HashMap<Arc<str>, usize>,
+}
+
+impl Account {
+    fn lock(&self) -> MutexGuard<'_, Taken> {
+        // Nothing panics under the lock.
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Taken {
+    /// What all shares of `tenant` hold; a share of nobody is alone with the bytes `held`.
+    fn of(&self, tenant: Option<&Arc<str>>, held: usize) -> usize {
+        tenant.map_or(held, |tenant| {
+            self.tenants.get(tenant).copied().unwrap_or(0)
+        })
+    }
+
+    fn add(&mut self, tenant: Option<&Arc<str>>, more: usize) {
+        self.all += more;
+        if let Some(tenant) = tenant {
+            *self.tenants.entry(Arc::clone(tenant)).or_default() += more;
+        }
+    }
+
+    fn give_back(&mut self, tenant: Option<&Arc<str>>, less: usize) {
+        self.all = self.all.saturating_sub(less);
+        let Some(tenant) = tenant else { return };
+        if let Some(taken) = self.tenants.get_mut(tenant) {
+            *taken = taken.saturating_sub(less);
+            if *taken == 0 {
+                self.tenants.remove(tenant);
+            }
+        }
+    }
 }
 
 impl Budget {
@@ -29,7 +70,7 @@ impl Budget {
         Self(Arc::new(Account {
             total,
             free,
-            taken: AtomicUsize::new(0),
+            taken: Mutex::default(),
         }))
     }
 
@@ -39,11 +80,22 @@ impl Budget {
         self.0.total
     }
 
-    /// An empty share.
+    /// An empty share, of nobody.
     #[must_use]
     pub fn share(&self) -> Share {
         Share {
             budget: self.clone(),
+            tenant: None,
+            held: 0,
+        }
+    }
+
+    /// An empty share of `tenant`, whose shares together hold no more than remains for all others.
+    #[must_use]
+    pub fn share_of(&self, tenant: &str) -> Share {
+        Share {
+            budget: self.clone(),
+            tenant: Some(tenant.into()),
             held: 0,
         }
     }
@@ -53,6 +105,7 @@ impl Budget {
 #[derive(Debug)]
 pub struct Share {
     budget: Budget,
+    tenant: Option<Arc<str>>,
     held: usize,
 }
 
@@ -63,28 +116,33 @@ impl Share {
         let Some(more) = needed.checked_sub(self.held).filter(|more| *more > 0) else {
             return true;
         };
-        let account = &self.budget.0;
-        let grant = |taken: usize| {
-            let taken = taken.checked_add(more)?;
-            let free = account.total.checked_sub(taken)?;
-            (needed <= free).then_some(taken)
-        };
-        let granted = account
-            .taken
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, grant);
-        if granted.is_ok() {
+        let (account, tenant) = (&self.budget.0, self.tenant.as_ref());
+        let mut taken = account.lock();
+        let all = taken.all.saturating_add(more);
+        let own = taken.of(tenant, self.held).saturating_add(more);
+        let is_granted = account
+            .total
+            .checked_sub(all)
+            .is_some_and(|free| own <= free);
+        if is_granted {
+            taken.add(tenant, more);
             self.held = needed;
         }
-        granted.is_ok()
+        is_granted
     }
 
     /// Gives back what `bytes` in all do not need.
     pub fn shrink(&mut self, bytes: usize) {
         let needed = self.needed(bytes);
         if let Some(less) = self.held.checked_sub(needed).filter(|less| *less > 0) {
-            self.budget.0.taken.fetch_sub(less, Ordering::Relaxed);
+            self.give_back(less);
             self.held = needed;
         }
+    }
+
+    fn give_back(&self, less: usize) {
+        let mut taken = self.budget.0.lock();
+        taken.give_back(self.tenant.as_ref(), less);
     }
 
     fn needed(&self, bytes: usize) -> usize {
@@ -95,7 +153,9 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.budget.0.taken.fetch_sub(self.held, Ordering::Relaxed);
+        if self.held > 0 {
+            self.give_back(self.held);
+        }
     }
 }
 
@@ -122,7 +182,7 @@ mod tests {
         assert_eq!(fill(&mut out, 16 * MIB), 16 * MIB);
         assert_eq!(fill(&mut err, 16 * MIB), 16 * MIB);
         drop((out, err));
-        assert_eq!(budget.0.taken.load(Ordering::Relaxed), 0);
+        assert_eq!(budget.0.lock().all, 0);
     }
 
     #[test]
@@ -138,7 +198,7 @@ mod tests {
                 }
             }
         }
-        let taken = budget.0.taken.load(Ordering::Relaxed);
+        let taken = budget.0.lock().all;
         assert!(taken <= 64 * MIB, "{taken}");
         let (least, most) = (kept.iter().min(), kept.iter().max());
         assert!(
@@ -165,6 +225,22 @@ mod tests {
         assert!(two.covers(MIB / 4));
         one.shrink(0);
         two.shrink(0);
-        assert_eq!(budget.0.taken.load(Ordering::Relaxed), 0);
+        assert_eq!(budget.0.lock().all, 0);
+    }
+
+    #[test]
+    fn a_tenant_with_many_shares_leaves_half_for_others() {
+        let budget = Budget::new(MIB, FREE_BYTES);
+        let mut greedy: Vec<_> = (0..100).map(|_| budget.share_of("greedy")).collect();
+        let granted = greedy
+            .iter_mut()
+            .filter_map(|one| one.covers(STEP).then_some(STEP));
+        assert_eq!(granted.sum::<usize>(), MIB / 2);
+        assert_eq!(fill(&mut budget.share_of("other"), MIB), MIB / 4);
+        assert!(!budget.share_of("greedy").covers(STEP));
+        drop(greedy);
+        assert!(budget.share_of("greedy").covers(MIB / 2));
+        let taken = budget.0.lock();
+        assert!(taken.all == 0 && taken.tenants.is_empty());
     }
 }

@@ -145,6 +145,7 @@ fn begin(
         let text = "too many sessions of this pod or its namespace are open";
         refusal(StatusCode::SERVICE_UNAVAILABLE, text)
     })?;
+    let budget = Arc::new(RecvBudget::new(&state.memory, &session.owner().tenant));
     let session = match session {
         Session::Forward(ports) => Session::Forward(ports.sharing(state.connections.clone())),
         other => other,
@@ -152,7 +153,7 @@ fn begin(
     let made = Made {
         peer,
         idle: state.limits.idle(),
-        budget: Arc::new(RecvBudget::new(&state.memory)),
+        budget,
     };
     tokio::spawn(async move {
         upgrade(request, made, protocol, session).await;

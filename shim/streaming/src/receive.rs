@@ -4,9 +4,9 @@
 //! TCP --> the connection's reader --RecvSink--> buffer --RecvStream--> the program's standard input, the pod's socket
 //! ```
 //! Invariants: the reader stops while a stream holds [`STREAM_LIMIT`] bytes or all streams of a connection together
-//! hold [`CONNECTION_LIMIT`], and with less than that where all connections together hold what the node has for them, so
-//! that TCP slows the client down; an empty stream may always take a piece; when a `RecvStream` is dropped, further data of its
-//! stream is discarded.
+//! hold [`CONNECTION_LIMIT`], and with less than that where its tenant's connections together hold as much as remains for
+//! all others, so that TCP slows the client down; a connection that holds nothing may always take a piece; when
+//! a `RecvStream` is dropped, further data of its stream is discarded.
 //! Must not know: frames.
 
 use std::io;
@@ -46,17 +46,17 @@ pub fn memory() -> Budget {
 impl Default for RecvBudget {
     /// Of a connection that has all memory for itself.
     fn default() -> Self {
-        Self::new(&memory())
+        Self::new(&memory(), "")
     }
 }
 
 impl RecvBudget {
-    /// Of a connection that has the `memory` with others.
-    pub fn new(memory: &Budget) -> Self {
+    /// Of a connection of `tenant` that has the `memory` with others.
+    pub fn new(memory: &Budget, tenant: &str) -> Self {
         Self {
             bytes: AtomicUsize::new(0),
             message: AtomicUsize::new(0),
-            share: Mutex::new(memory.share()),
+            share: Mutex::new(memory.share_of(tenant)),
             freed: Notify::new(),
         }
     }
@@ -362,7 +362,7 @@ mod tests {
     #[tokio::test]
     async fn connections_together_hold_no_more_than_there_is_and_each_goes_on() {
         let memory = Budget::new(1 << 20, PIECE);
-        let one = || Arc::new(RecvBudget::new(&memory));
+        let one = || Arc::new(RecvBudget::new(&memory, "a"));
         let budgets: Vec<_> = (0..50).map(|_| one()).collect();
         let mut streams: Vec<_> = budgets.iter().map(stream).collect();
         let mut all = 0;
@@ -386,7 +386,8 @@ mod tests {
     #[test]
     fn a_long_message_has_memory_only_while_there_is_some() {
         let memory = Budget::new(1 << 20, PIECE);
-        let (one, two) = (RecvBudget::new(&memory), RecvBudget::new(&memory));
+        let of = |tenant: &str| RecvBudget::new(&memory, tenant);
+        let (one, two) = (of("a"), of("b"));
         assert!(one.add_to_message(400 << 10));
         assert!(two.add_to_message(PIECE), "what all have");
         assert!(!two.add_to_message(800 << 10));
@@ -397,7 +398,7 @@ mod tests {
         assert!(one.add_to_message(150 << 10));
         assert!(sink.0.budget.add_to_message(32 << 10));
         drop((sink, _stream));
-        let two = RecvBudget::new(&memory);
+        let two = of("b");
         one.end_message();
         assert!(two.add_to_message(400 << 10));
     }

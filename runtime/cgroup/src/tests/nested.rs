@@ -78,3 +78,19 @@ fn what_cannot_be_removed_in_time_is_removed_by_the_next_call() {
     cgroup.remove().unwrap();
     assert!(!cgroup.exists());
 }
+
+#[test]
+fn after_its_deadline_a_removal_removes_one_and_ends() {
+    let parent = Parent::new();
+    let cgroup = parent.create("container", &Limits::default());
+    let dir = cgroup.dirs().pop().unwrap();
+    for number in 0..50 {
+        std::fs::create_dir_all(dir.join(format!("{number}/below"))).unwrap();
+    }
+    let count = || std::fs::read_dir(&dir).unwrap().flatten().count();
+    let before = count();
+    files::remove_tree(&dir, Instant::now()).unwrap_err();
+    assert_eq!(count(), before - 1);
+    cgroup.remove().unwrap();
+    assert!(!cgroup.exists());
+}

@@ -20,11 +20,24 @@ impl Builtin {
     /// See [`crate::Network::sweep`].
     pub fn sweep(&self, live: &[Attachment], kept: &HashSet<String>) -> Result<Vec<String>, Error> {
         self.ports.restore(live, kept.is_empty())?;
-        let masquerade = masquerade::set(&self.config)?;
+        let removed = self.sweep_orphans(live, kept);
+        // A kernel that cannot masquerade keeps no address leased, and leftovers keep nobody from masquerading.
+        let masquerade = masquerade::set(&self.config).inspect_err(|_| {
+            tracing::info!(?removed, "swept without masquerading");
+        })?;
         *self
             .masquerade
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = masquerade;
+        removed
+    }
+
+    /// Removes leases, interfaces and host ports that no pod owns.
+    fn sweep_orphans(
+        &self,
+        live: &[Attachment],
+        kept: &HashSet<String>,
+    ) -> Result<Vec<String>, Error> {
         let (mut removed, orphaned) = self.sweep_leases(live, kept)?;
         let owned: HashSet<&str> = live
             .iter()

@@ -209,12 +209,17 @@ mod tests {
         store(&cache, &at);
         let (code, label) = cache.paths(&at.0, &at.1);
         lock(&cache.entries).clear();
+        lock(&cache.kept.wanted).clear();
         // A directory: reading it is an error that says nothing about the entry.
         let aside = label.with_extension("aside");
         fs::rename(&label, &aside).unwrap();
         fs::create_dir(&label).unwrap();
         cache.find(&at.0, &at.1).unwrap_err();
         assert!(code.exists());
+        assert!(
+            lock(&cache.kept.wanted).contains_key(&at),
+            "wanted before it is verified"
+        );
         fs::remove_dir(&label).unwrap();
         fs::rename(&aside, &label).unwrap();
         assert!(cache.find(&at.0, &at.1).unwrap().is_some());
@@ -224,5 +229,6 @@ mod tests {
         fs::write(&code, "changed").unwrap();
         assert!(cache.find(&at.0, &at.1).unwrap().is_none());
         assert!(!code.exists() && !label.exists());
+        assert!(lock(&cache.kept.wanted).is_empty());
     }
 }

@@ -22,18 +22,18 @@ impl CompileCache {
     /// The verified entry, or `None` if there is none that passes verification. Blocks. Errors: it cannot be read now.
     pub(super) fn find(&self, hash: &str, digest: &str) -> Result<Option<Arc<Compiled>>> {
         let at = (hash.to_owned(), digest.to_owned());
+        // Before it is read: what is being verified must not be the first to make room.
+        self.is_wanted(&at);
         let (code, label) = self.paths(hash, digest);
         let known = lock(&self.entries).get(&at).cloned();
         if let Some(known) = known
             && stamp_of(&known.code).is_some_and(|now| now == known.stamp)
         {
-            self.is_wanted(&at);
             return Ok(Some(known));
         }
         if let Some(entry) = self.verify(&at, &code, &label)? {
             let entry = Arc::new(entry);
             lock(&self.entries).insert(at.clone(), entry.clone());
-            self.is_wanted(&at);
             return Ok(Some(entry));
         }
         if code.exists() {
@@ -45,7 +45,7 @@ impl CompileCache {
         }
         let _ = fs::remove_file(&code);
         let _ = fs::remove_file(&label);
-        lock(&self.entries).remove(&at);
+        self.forget(|known| *known != at);
         Ok(None)
     }
 

@@ -134,6 +134,11 @@ impl Connections {
     fn admit(self: &Arc<Self>, callers: Vec<std::net::TcpStream>, closed: &watch::Receiver<bool>) {
         // What the event loop does not take is closed, as where descriptors are short.
         for stream in callers.into_iter().flat_map(TcpStream::from_std) {
+            // At once, so that a stop signal waits for them.
+            if let Ok(room) = Arc::clone(&self.room).try_acquire_owned() {
+                self.start(stream, room, closed);
+                continue;
+            }
             let (own, closed) = (Arc::clone(self), closed.clone());
             tokio::spawn(async move {
                 if let Ok(room) = Arc::clone(&own.room).acquire_owned().await {

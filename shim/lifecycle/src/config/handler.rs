@@ -6,7 +6,7 @@
 //! Must not know: how a handler runs a program, keys of the configuration file.
 
 use coracle_spec::{HttpLimits, ResourceLimit, Spawn};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// The built-in runtime handlers (DESIGN.md section 5). Those of the operator have names of their own and are like one of
 /// them.
@@ -70,8 +70,8 @@ pub struct HandlerSettings {
     pub name: String,
     /// How a container's process is created.
     pub spawn: Spawn,
-    /// The limits of its HTTP servers.
-    #[serde(default)]
+    /// The limits of its HTTP servers. Keys of newer builds are skipped.
+    #[serde(default, deserialize_with = "recorded_limits")]
     pub http: HttpLimits,
     /// Whether components of WASI 0.3 run.
     #[serde(default)]
@@ -79,4 +79,15 @@ pub struct HandlerSettings {
     /// Limits of Linux programs that replace the usual ones.
     #[serde(default)]
     pub rlimits: Vec<ResourceLimit>,
+}
+
+/// Limits as a record has them: what the configuration refuses, a key that this build does not know, is skipped.
+fn recorded_limits<'de, D: Deserializer<'de>>(from: D) -> Result<HttpLimits, D::Error> {
+    // What is flattened gets only the keys that it knows.
+    #[derive(Deserialize)]
+    struct Recorded {
+        #[serde(flatten)]
+        limits: HttpLimits,
+    }
+    Recorded::deserialize(from).map(|recorded| recorded.limits)
 }

@@ -206,3 +206,40 @@ async fn a_plugin_of_before_0_12_is_told_by_a_change_of_state() {
     ];
     assert_eq!(methods, expected);
 }
+
+#[tokio::test]
+async fn a_long_queue_closes_no_plugin_that_goes_on_answering() {
+    let (session, _inbox, theirs) = session(Duration::from_secs(5));
+    let (read, mut write) = theirs.into_split();
+    let mut reader = Reader::new(read);
+    let limit = Duration::from_millis(600);
+    let own = &session;
+    let calls = (0..15).map(|_| async move {
+        let turn = own.turn(limit).await;
+        assert!(turn.is_some());
+        own.call("Shutdown", &nri::Empty {}).await.unwrap();
+    });
+    let calls = futures_util::future::join_all(calls);
+    let plugin = async {
+        while let Ok(message) = reader.next().await {
+            tokio::time::sleep(Duration::from_millis(60)).await;
+            let response = wire::encode(&Message {
+                connection: PLUGIN,
+                stream: message.stream,
+                kind: RESPONSE,
+                payload: nri::TtrpcResponse::default().encode_to_vec(),
+            });
+            write.write_all(&response).await.unwrap();
+        }
+    };
+    tokio::select! {
+        _ = calls => {}
+        () = plugin => {}
+    }
+    assert_eq!(session.answered.load(Ordering::Acquire), 15);
+    assert!(!session.is_closed());
+    // One that answers nothing is closed.
+    let _held = session.turn(LIMIT).await.unwrap();
+    assert!(session.turn(LIMIT).await.is_none());
+    assert!(session.ended().await.contains("waited for it"));
+}

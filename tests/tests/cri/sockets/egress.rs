@@ -131,13 +131,21 @@ async fn a_pod_does_not_choose_the_name_servers_of_its_operators_list() {
         let config = asking("chooses", servers);
         let refused = cri.run_pod_with(&config, "coracle-strict").await;
         let text = refused.unwrap_err().message().to_owned();
-        assert!(text.contains(other) && text.contains("network.name_servers"), "{text}");
+        assert!(
+            text.contains(other) && text.contains("network.name_servers"),
+            "{text}"
+        );
     }
     let mut pods = Vec::new();
     for (name, handler, allow, server) in [
         ("known", "coracle-strict", None, "127.0.0.1"),
         // Without names nobody is asked.
-        ("addresses", "coracle-strict", Some("203.0.113.9:443"), other),
+        (
+            "addresses",
+            "coracle-strict",
+            Some("203.0.113.9:443"),
+            other,
+        ),
         // A list of the pod's own.
         ("own", "open", Some("api.example.com"), other),
     ] {

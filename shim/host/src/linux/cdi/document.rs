@@ -9,6 +9,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::paths::Lookup;
 
@@ -39,7 +40,7 @@ struct Raw {
     #[serde(default)]
     kind: String,
     #[serde(default, rename = "annotations")]
-    _annotations: BTreeMap<String, String>,
+    _annotations: IgnoredAny,
     #[serde(default)]
     devices: Vec<NamedDevice>,
     #[serde(default)]
@@ -51,7 +52,7 @@ struct Raw {
 struct NamedDevice {
     name: String,
     #[serde(default, rename = "annotations")]
-    _annotations: BTreeMap<String, String>,
+    _annotations: IgnoredAny,
     #[serde(default)]
     container_edits: Edits,
 }
@@ -238,11 +239,12 @@ fn read(path: &Path, rank: usize, lookup: &Lookup<'_>) -> Result<Document, Strin
 
 /// Errors: the version is of a specification that may mean something else by its fields.
 fn check_version(text: &str) -> Result<(), String> {
-    let numbers: Option<Vec<u32>> = text.split('.').map(|part| part.parse().ok()).collect();
+    let plain = text.strip_prefix('v').unwrap_or(text);
+    let numbers: Option<Vec<u32>> = plain.split('.').map(|part| part.parse().ok()).collect();
     match numbers.as_deref() {
-        Some([0, 3..=u32::MAX, _] | [1, _, _]) => Ok(()),
+        Some([0, 1..=u32::MAX, _] | [1, _, _]) => Ok(()),
         Some([_, _, _]) => Err(format!(
-            "its cdiVersion is {text:?}, known are 0.3.0 and later, and 1"
+            "its cdiVersion is {text:?}, known are 0.1.0 and later, and 1"
         )),
         _ => Err(format!("its cdiVersion is {text:?}, which is no version")),
     }

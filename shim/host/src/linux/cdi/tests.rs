@@ -215,16 +215,28 @@ fn versions_and_fields_that_are_unknown_are_refused_by_name() {
         scratch.put("etc/x.json", text);
         scratch.resolve(&["v.com/x=x"]).map(drop)
     };
-    for version in ["0.3.0", "0.8.0", "1.0.0", "1.1.0", "1.27.0"] {
+    for version in [
+        "0.1.0", "0.2.0", "v0.6.0", "0.8.0", "1.0.0", "1.1.0", "1.27.0",
+    ] {
         assert_eq!(with(version, ""), Ok(()), "{version}");
     }
-    for version in ["", "0.2.0", "2.0.0", "1.0", "one"] {
+    for version in ["", "v", "vv0.6.0", "0.0.1", "2.0.0", "1.0", "one"] {
         let text = with(version, "").unwrap_err();
         let named = text.contains("x.json") && text.contains(&format!("{version:?}"));
         assert!(named, "{text}");
     }
     let text = with("1.1.0", r#""privileges": ["all"]"#).unwrap_err();
     assert!(text.contains("privileges"), "{text}");
+}
+
+#[test]
+fn annotations_are_not_looked_at() {
+    let scratch = Scratch::with_places("annotations");
+    let yaml = "cdiVersion: v0.6.0\nkind: v.com/y\nannotations:\ndevices:\n  - name: y\n    annotations: {a: b}\n";
+    scratch.put("etc/y.yaml", yaml);
+    let json = r#"{"cdiVersion": "v0.6.0", "kind": "v.com/j", "annotations": null, "devices": [{"name": "j"}]}"#;
+    scratch.put("etc/j.json", json);
+    scratch.resolve(&["v.com/y=y", "v.com/j=j"]).unwrap();
 }
 
 #[test]
