@@ -1,7 +1,7 @@
 //! A container's root: the image's layers, a writable layer on top, its volumes, and nothing of the host.
 //!
 //! Called by [`super::build`] in the node's mount namespace. What comes from the node is opened there; then the process
-//! leaves it, assembles the tree in a private tmpfs of a namespace of its own ([`super::stage`]) and mounts it over the
+//! leaves it, assembles the tree in a private tmpfs of a namespace of its own (`super::stage`) and mounts it over the
 //! empty root of that namespace; then it drops the tmpfs.
 //! Invariants: paths inside the container are resolved with openat2(2) below its root and never leave it; every mount
 //! is nosuid, nodev, noexec and has the pod's id map; read-only mounts are read-only in the kernel.

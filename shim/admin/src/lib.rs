@@ -8,7 +8,7 @@
 //! ```
 //! Called by: the shim: `serve` runs [`server::serve`], the command line [`client::main`]. Invariants: the service changes
 //! nothing of pods; it is apart from CRI, so that the kubelet never sees its load; no environment, argument, annotation or
-//! credential of a pod leaves it; a daemon that hangs is answered for within [`PATIENCE`].
+//! credential of a pod leaves it; a daemon that hangs is answered for within `PATIENCE`.
 //! Must not know: how pods are run.
 
 pub mod client;

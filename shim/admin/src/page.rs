@@ -5,8 +5,8 @@
 //! ```
 //! Called by: the shim, for the listener of metrics. Invariants: names and messages are tenants' text, and stand in the document
 //! as text only; it has no script, form or link, so that nothing can be made of it but reading; it says less than `coracle ps`:
-//! no environment, argument, annotation or credential; it is rendered at most once in [`KEPT`] and never larger than
-//! [`MOST_ROWS`] rows allow, however many ask and however many containers there are.
+//! no environment, argument, annotation or credential; it is rendered at most once in `KEPT` and never larger than
+//! `MOST_ROWS` rows allow, however many ask and however many containers there are.
 //! Must not know: HTTP.
 
 mod html;
@@ -57,7 +57,7 @@ impl NodePage {
         }
     }
 
-    /// The document, at most [`KEPT`] old. Errors: containers cannot be measured.
+    /// The document, at most `KEPT` old. Errors: containers cannot be measured.
     pub async fn html(&self) -> Result<Arc<str>, Error> {
         let mut last = self.last.lock().await;
         if let Some((at, page)) = &*last

@@ -1,7 +1,7 @@
 //! What the driver of every pod does and waits for, to find what hangs.
 //!
 //! Called by: [`super::server`], and the shim when the daemon gets SIGUSR1. Calls: drivers, all at once. Invariant: a driver
-//! that does not answer within [`PATIENCE`] is in the answer as just that.
+//! that does not answer within `PATIENCE` is in the answer as just that.
 //! Must not know: the form in which it is printed.
 
 use coracle_lifecycle::{Inspection, Pods};

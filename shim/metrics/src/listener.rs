@@ -1,7 +1,7 @@
 //! The HTTP listener for scrapes.
 //!
 //! Called by: the shim's `serve`. Calls: its [`Source`] for each request. Invariants: it answers GET and nothing else; a
-//! connection is for one request, lives at most [`CONNECTION_LIMIT`], and there are at most [`MAX_CONNECTIONS`]; text is
+//! connection is for one request, lives at most `CONNECTION_LIMIT`, and there are at most `MAX_CONNECTIONS`; text is
 //! made while it is sent, on the blocking pool and for one connection at a time. It is read-only and has no secrets, but no authentication either: the configuration lets it listen
 //! on loopback only.
 //! Must not know: what the text says.
