@@ -31,6 +31,7 @@ pub const CANNOT: [(&str, &[&str]); 7] = [
             "runtime should support HostIpc",
             "runtime should support HostNetwork is true",
             "should support sysctls",
+            "UserNamespaces .* runtime should support NamespaceMode_(POD|NODE)",
         ],
     ),
     (
