@@ -127,7 +127,10 @@ pub async fn measure(image: &str, plan: Plan) -> Outcome<Figures> {
 async fn daemon(image: &str) -> Outcome<Daemon> {
     let daemon = Daemon::start_with(Options {
         quiet: true,
-        config: "[metrics]\naddress = \"127.0.0.1:0\"\n".into(),
+        // The log says at which port it listens.
+        config: "[metrics]\naddress = \"127.0.0.1:0\"\n\
+                 [log.targets]\n\"coracle::metrics\" = \"info\"\n"
+            .into(),
         ..Options::default()
     })
     .await?;
