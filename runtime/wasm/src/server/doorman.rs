@@ -29,17 +29,17 @@ const MAX_SILENT: usize = 64;
 /// What a probe is told.
 const ASLEEP: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 7\r\nconnection: close\r\n\r\nasleep\n";
 
-/// What somebody who has connected wants.
+/// The first bytes of a connection, which stay in it.
 #[derive(Debug, PartialEq, Eq)]
-enum Wish {
-    /// Nothing was said yet.
+enum Peeked {
+    /// None have come yet.
     Silent,
-    /// Nothing any more: the connection is closed, as that of a `tcpSocket` probe.
-    Nothing,
-    /// To know whether the function is well, in a head of so many bytes.
-    Health(usize),
-    /// The guest.
-    Guest,
+    /// None will come: the connection is closed, as that of a `tcpSocket` probe.
+    Closed,
+    /// A whole `httpGet` probe of so many bytes.
+    Probe(usize),
+    /// Anything else, which is for the guest.
+    Request,
 }
 
 /// Answers the probes among those who connect to `listener`, until nobody is left or somebody wants the guest; `stop` can be
@@ -56,15 +56,15 @@ pub fn receive(listener: BorrowedFd<'_>, stop: BorrowedFd<'_>) -> Result<Vec<Tcp
         heard.append(&mut silent);
         let mut wants_guest = false;
         for (since, mut stream) in heard {
-            match wish(&stream) {
-                Wish::Nothing => {}
+            match peek(&stream) {
+                Peeked::Closed => {}
                 // An error says that its client is gone.
-                Wish::Health(bytes) => drop(answer(&mut stream, bytes)),
-                Wish::Guest => {
+                Peeked::Probe(bytes) => drop(answer(&mut stream, bytes)),
+                Peeked::Request => {
                     wants_guest = true;
                     silent.push((since, stream));
                 }
-                Wish::Silent => silent.push((since, stream)),
+                Peeked::Silent => silent.push((since, stream)),
             }
         }
         let late = silent.iter().any(|(since, _)| since.elapsed() >= SILENCE);
@@ -83,15 +83,15 @@ fn accept(listener: BorrowedFd<'_>) -> Option<TcpStream> {
     Some(accepted.into())
 }
 
-/// What the client at the other end of `stream` wants, as far as it has said.
-fn wish(stream: &TcpStream) -> Wish {
+/// Looks at what has arrived on `stream`.
+fn peek(stream: &TcpStream) -> Peeked {
     let mut seen = [0; HEAD];
     match rustix::net::recv(stream, &mut seen[..], RecvFlags::PEEK) {
-        Ok((_, 0)) => Wish::Nothing,
-        Ok((_, count)) if is_probe(&seen[..count]) => Wish::Health(count),
-        Ok(_) => Wish::Guest,
-        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Wish::Silent,
-        Err(_) => Wish::Nothing,
+        Ok((_, 0)) => Peeked::Closed,
+        Ok((_, count)) if is_probe(&seen[..count]) => Peeked::Probe(count),
+        Ok(_) => Peeked::Request,
+        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Peeked::Silent,
+        Err(_) => Peeked::Closed,
     }
 }
 

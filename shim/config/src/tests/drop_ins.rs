@@ -1,5 +1,7 @@
 //! Drop-ins: what later files change, how they are refused, and where each value comes from.
 
+use std::os::unix::fs::chown;
+
 use super::*;
 
 /// A directory with `config.toml` and `conf.d`, removed at the end of the test.
