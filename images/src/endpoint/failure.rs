@@ -39,7 +39,13 @@ impl Failure {
             return Self::Connect(format!("the name does not resolve: {cause}"));
         }
         if !error.is_connect() {
-            return Self::Request(cause);
+            return if is_tls(error) && is_cut_off(error) {
+                Self::Connect(format!(
+                    "it ends the connection before it answers ({cause}), as a server may that asks for a client certificate; `client` in its hosts.toml names one to present"
+                ))
+            } else {
+                Self::Request(cause)
+            };
         }
         // The text of hyper-util's error, whose type is not public.
         match cause.strip_prefix("tunnel error: ") {
@@ -98,6 +104,25 @@ pub(super) fn setup_failed(name: &str, error: &reqwest::Error) -> Error {
         format!("certificates for {name}"),
         format!("they cannot be used: {}", deepest(error)),
     )
+}
+
+fn is_tls(error: &reqwest::Error) -> bool {
+    error.url().is_some_and(|url| url.scheme() == "https")
+}
+
+/// The server ended the connection before its answer. In TLS 1.3 it refuses a client's certificate after the client's side of the
+/// handshake has ended, and what it says of that is lost if the request goes out meanwhile.
+fn is_cut_off(error: &reqwest::Error) -> bool {
+    let is_closed = |error: &hyper::Error| error.is_canceled() || error.is_incomplete_message();
+    let is_reset = |error: &io::Error| {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+        matches!(
+            error.kind(),
+            BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
+        )
+    };
+    find::<hyper::Error>(error).is_some_and(is_closed)
+        || find::<io::Error>(error).is_some_and(is_reset)
 }
 
 /// The cause of type `T`, which an I/O error may hold.

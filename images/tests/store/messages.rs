@@ -175,6 +175,7 @@ async fn a_registry_without_a_connection_is_told_apart_by_its_cause() {
     let front = TlsFront::start(&certificates, false, &registry.host).await;
     let wants_client = TlsFront::start(&certificates, true, &registry.host).await;
     let nobody = format!("127.0.0.1:{}", free_port());
+    let ends_early = TlsFront::start(&certificates, false, &nobody).await;
     let trusts = "ca = \"ca.pem\"";
     for (server, setting, text) in [
         (
@@ -210,7 +211,12 @@ async fn a_registry_without_a_connection_is_told_apart_by_its_cause() {
         (
             format!("https://{}", wants_client.host),
             trusts,
-            "it refuses this node in the TLS handshake",
+            "`client` in its hosts.toml names",
+        ),
+        (
+            format!("https://{}", ends_early.host),
+            trusts,
+            "it ends the connection before it answers",
         ),
     ] {
         let text_of_file = format!("server = \"{server}\"\n{setting}\n");
