@@ -6,7 +6,7 @@ mod dir;
 
 use std::path::PathBuf;
 
-use dir::{NO_LIMIT, StatDir};
+use dir::{NO_LIMIT, StatDir, lone_number};
 
 use super::error::Error;
 use super::files::keyed;
@@ -36,8 +36,8 @@ pub(super) fn v1(v1: &V1, path: &str) -> Result<Stats, Error> {
 /// What tells whether anything ran in the cgroup `path` on a v1 node. Errors: it does not exist.
 pub(super) fn v1_activity(v1: &V1, path: &str) -> Result<Activity, Error> {
     Ok(Activity {
-        cpu_usage_ns: StatDir::of(v1, "cpuacct", path)?.required_number("cpuacct.usage")?,
-        memory_bytes: StatDir::of(v1, "memory", path)?.required_number("memory.usage_in_bytes")?,
+        cpu_usage_ns: lone_number(v1, "cpuacct", path, "cpuacct.usage")?,
+        memory_bytes: lone_number(v1, "memory", path, "memory.usage_in_bytes")?,
     })
 }
 

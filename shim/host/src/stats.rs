@@ -1,7 +1,7 @@
 //! The usage of pods and containers: CPU and memory from their cgroups, disk from their writable layers, traffic from
 //! their network namespaces.
 //!
-//! Called by: `lifecycle::usage`, on the blocking pool. Calls: cgroups, `details`, `layer`, `network`.
+//! Called by: `lifecycle::usage`, on the blocking pool. Calls: cgroups, `details`, `layer`, `network`, `parallel`.
 //! Invariants: an object that has just ended has no numbers, which is not an error; no keeper and no driver is
 //! involved; no lock is held while a file is read; nothing is sampled without a request; what has not run since the last
 //! request costs two small files.
@@ -10,6 +10,7 @@
 mod details;
 mod layer;
 mod network;
+mod parallel;
 mod rate;
 mod samples;
 
@@ -56,14 +57,21 @@ impl Meter {
 impl Host {
     /// The usage of each of `containers`, in their order. Blocks.
     pub fn measure(&self, containers: Vec<Arc<ContainerView>>) -> Vec<ContainerUsage> {
-        let mut budget = Budget::new();
-        let one = |view| self.measure_one(view, &mut budget);
-        containers.into_iter().map(one).collect()
+        parallel::map(containers, |part, parts| {
+            let mut budget = Budget::of_one_in(parts);
+            let one = |view| self.measure_one(view, &mut budget);
+            part.into_iter().map(one).collect()
+        })
     }
 
     /// The usage of each of `pods`, in their order. Blocks.
     pub fn measure_pods(&self, pods: Vec<Measured>) -> Vec<PodUsage> {
-        let mut budget = Budget::new();
+        parallel::map(pods, |part, parts| self.measure_part(part, parts))
+    }
+
+    /// The usage of each of `pods`, which are one of the `parts` of a request.
+    fn measure_part(&self, pods: Vec<Measured>, parts: usize) -> Vec<PodUsage> {
+        let mut budget = Budget::of_one_in(parts);
         let pin = |pod: &Measured| {
             let own = pod.view.config.namespaces.network != NamespaceMode::Node;
             own.then(|| self.pin(&pod.view.id))

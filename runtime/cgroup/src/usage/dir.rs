@@ -3,7 +3,7 @@
 //! Used by [`super`], which knows what the values mean. Invariant: an absent file is `None`; every other failure is an
 //! error that names the file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -15,6 +15,20 @@ use crate::v1::V1;
 
 /// v1 writes "no limit" as the largest multiple of the page size; no machine has that much.
 pub(super) const NO_LIMIT: u64 = 1 << 62;
+
+/// The number in the file `file` of the cgroup `path`, which every cgroup of `controller` has: what a directory opened for one
+/// file would cost is saved. Errors: the cgroup is gone.
+pub(super) fn lone_number(v1: &V1, controller: &str, path: &str, file: &str) -> Result<u64, Error> {
+    let dir = v1.dir(controller, path);
+    let at = dir.as_deref().unwrap_or(Path::new("")).join(file);
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let text = dir
+        .ok_or(Errno::NOENT)
+        .and_then(|_| rustix::fs::open(&at, flags, Mode::empty()))
+        .and_then(whole)
+        .map_err(|errno| Error::io("read", &at, errno.into()))?;
+    Ok(files::parse_number(&at, &text)?.unwrap_or(u64::MAX))
+}
 
 /// One open cgroup directory, or one that does not exist.
 pub(super) struct StatDir {

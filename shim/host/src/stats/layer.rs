@@ -61,9 +61,9 @@ impl Known {
 pub(super) struct Budget(u64);
 
 impl Budget {
-    /// The budget of a fresh request.
-    pub(super) fn new() -> Budget {
-        Budget(REQUEST_ENTRIES)
+    /// The budget of each of the `parts` in which a fresh request is answered.
+    pub(super) fn of_one_in(parts: usize) -> Budget {
+        Budget(REQUEST_ENTRIES / u64::try_from(parts.max(1)).unwrap_or(u64::MAX))
     }
 }
 
@@ -324,7 +324,7 @@ mod tests {
             fs::write(tree.0.join(number.to_string()), "").unwrap();
         }
         let layers = Layers::default();
-        let mut budget = Budget::new();
+        let mut budget = Budget::of_one_in(1);
         assert_eq!(layers.usage(&id(), &tree.0, &mut budget), None);
         assert_eq!(budget.0, REQUEST_ENTRIES - SMALL_ENTRIES);
         let end = Instant::now() + Duration::from_secs(10);
@@ -346,7 +346,7 @@ mod tests {
         let tree = Tree::new("absent");
         let layers = Layers::default();
         let gone = tree.0.join("gone");
-        assert_eq!(layers.usage(&id(), &gone, &mut Budget::new()), None);
+        assert_eq!(layers.usage(&id(), &gone, &mut Budget::of_one_in(1)), None);
         assert_eq!(layers.usage(&id(), &tree.0, &mut Budget(0)), None);
     }
 }
