@@ -205,8 +205,16 @@ mod tests {
 
     impl Tree {
         fn new(name: &str) -> Tree {
-            let path =
-                std::env::temp_dir().join(format!("coracle-layer-{name}-{}", std::process::id()));
+            Tree::below(&std::env::temp_dir(), name)
+        }
+
+        /// In memory, for hundreds of thousands of entries: a disk takes a minute for those.
+        fn in_memory(name: &str) -> Tree {
+            Tree::below(Path::new("/dev/shm"), name)
+        }
+
+        fn below(parent: &Path, name: &str) -> Tree {
+            let path = parent.join(format!("coracle-layer-{name}-{}", std::process::id()));
             let _ = fs::remove_dir_all(&path);
             fs::create_dir(&path).unwrap();
             Tree(path)
@@ -272,7 +280,7 @@ mod tests {
     fn the_memory_of_a_walk_is_bounded_and_its_count_is_right() {
         const DIRECTORIES: u64 = 100_000;
         const LINKED: u64 = 150_000;
-        let tree = Tree::new("bounded");
+        let tree = Tree::in_memory("bounded");
         fs::create_dir(tree.0.join("wide")).unwrap();
         fs::create_dir(tree.0.join("linked")).unwrap();
         fs::create_dir(tree.0.join("again")).unwrap();
