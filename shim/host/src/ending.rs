@@ -20,7 +20,9 @@ use super::{Host, blocking};
 const AT_A_TIME: usize = 16;
 /// How long a thread waits for killed processes, the first time. Most have ended by then.
 const FIRST_WAIT: Duration = Duration::from_millis(5);
-/// The shortest and the longest pause between two steps.
+/// The pause between two steps of a removal, which begins when no process is left.
+const REMOVAL_PAUSE: Duration = Duration::from_millis(5);
+/// The shortest and the longest pause between two steps of a killing.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(100));
 
 /// Turns of threads: they are the process's, whatever host asks for one.
@@ -74,7 +76,9 @@ pub(super) async fn removed(
     let begun = Instant::now();
     loop {
         match in_turn(remove.clone()).await? {
-            Err(error) if error.is_busy() && begun.elapsed() < limit => pause(begun).await,
+            Err(error) if error.is_busy() && begun.elapsed() < limit => {
+                tokio::time::sleep(REMOVAL_PAUSE).await;
+            }
             removed => return removed.map_err(|error| Error::because(Kind::Io, what(), error)),
         }
     }
