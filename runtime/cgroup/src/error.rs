@@ -117,6 +117,12 @@ impl Error {
             )
     }
 
+    /// Whether a cgroup was not removed because it holds a process that has not ended, or other cgroups.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        matches!(self.raw_os_error(), Some(libc::EBUSY | libc::ENOTEMPTY))
+    }
+
     /// The kernel's error number, when a system call failed.
     pub fn raw_os_error(&self) -> Option<i32> {
         match self {

@@ -95,30 +95,49 @@ pub(super) fn join(mount: &Path, path: &str) -> PathBuf {
     mount.join(path.trim_start_matches('/'))
 }
 
-/// Removes the cgroup `dir` and the cgroups below it, if they exist. The kernel returns EBUSY
+/// Removes the cgroups `dirs` and the cgroups below them, if they exist. The kernel returns EBUSY
 /// while a killed process has not ended: it is tried again until `deadline`, after which one short pass is made. What was
-/// removed by then stays removed, so that a later call goes on.
+/// removed by then stays removed, so that a later call goes on. Errors: the first one, after all were tried.
+pub(super) fn remove_trees(dirs: &[PathBuf], deadline: Instant) -> Result<(), Error> {
+    each_of(dirs, |dir| remove_tree(dir, deadline))
+}
+
+/// As [`remove_trees`], but it does not wait: [`Error::is_busy`] says that a later call may go on.
+pub(super) fn remove_some(dirs: &[PathBuf], deadline: Instant) -> Result<(), Error> {
+    each_of(dirs, |dir| remove_tree_now(dir, deadline))
+}
+
+/// The first error of `remove`, after all of `dirs`.
+fn each_of(dirs: &[PathBuf], remove: impl Fn(&Path) -> Result<(), Error>) -> Result<(), Error> {
+    let removed: Vec<_> = dirs.iter().map(|dir| remove(dir)).collect();
+    removed.into_iter().collect()
+}
+
+/// Removes one cgroup of [`remove_trees`] with those below it.
 pub(super) fn remove_tree(dir: &Path, deadline: Instant) -> Result<(), Error> {
     let mut pause = Duration::from_micros(100);
+    loop {
+        match remove_tree_now(dir, deadline) {
+            Err(error) if error.is_busy() && Instant::now() < deadline => {}
+            removed => return removed,
+        }
+        thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(10));
+    }
+}
+
+/// Goes on while anything can be removed, and until `deadline`; after it, makes one short pass.
+fn remove_tree_now(dir: &Path, deadline: Instant) -> Result<(), Error> {
     loop {
         let error = match fs::remove_dir(dir) {
             Ok(()) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => error,
+            Err(error) => Error::io("remove", dir, error),
         };
-        let is_busy = matches!(
-            Errno::from_io_error(&error),
-            Some(Errno::BUSY | Errno::NOTEMPTY)
-        );
         let is_late = Instant::now() >= deadline;
-        if is_busy && walk::empty(dir, deadline)? && !is_late {
-            continue;
+        if !error.is_busy() || !walk::empty(dir, deadline)? || is_late {
+            return Err(error);
         }
-        if !is_busy || is_late {
-            return Err(Error::io("remove", dir, error));
-        }
-        thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(10));
     }
 }
 

@@ -6,12 +6,13 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use rustix::io::Errno;
 
 use super::error::Error;
 use super::files;
-use super::kill::{self, KillList, Target};
+use super::kill::{KillList, STEP, Target};
 use super::v1::V1;
 use super::{Cgroup, Layout, REMOVE_TIMEOUT};
 
@@ -130,22 +131,15 @@ impl ExecLeaf {
         self.target().pids()
     }
 
-    /// Kills every process of the exec and waits until none is left. As [`Cgroup::kill`], but a
-    /// container that was frozen as a whole on v1 stays frozen, and so does its exec.
-    /// Errors: processes that outlive SIGKILL for 2 s; call again later.
-    pub fn kill(&self) -> Result<(), Error> {
-        kill::kill(&self.target())
-    }
-
     /// Removes the leaf and the cgroups that the workload created below it, if they exist.
     /// Errors: processes are left.
     pub fn remove(&self) -> Result<(), Error> {
-        let deadline = std::time::Instant::now() + REMOVE_TIMEOUT;
-        let mut removed = Ok(());
-        for dir in self.dirs() {
-            removed = removed.and(files::remove_tree(&dir, deadline));
-        }
-        removed
+        files::remove_trees(&self.dirs(), Instant::now() + REMOVE_TIMEOUT)
+    }
+
+    /// As [`ExecLeaf::remove`], but it works for some 40 ms at most and does not wait: see [`Cgroup::remove_some`].
+    pub fn remove_some(&self) -> Result<(), Error> {
+        files::remove_some(&self.dirs(), Instant::now() + STEP)
     }
 
     fn dirs(&self) -> Vec<PathBuf> {
@@ -153,13 +147,13 @@ impl ExecLeaf {
         split.chain(self.unified.clone()).collect()
     }
 
-    fn target(&self) -> Target<'_> {
+    pub(super) fn target(&self) -> Target {
         let freezer = match self.container.layout() {
             Layout::V1(v1) => v1.dir("freezer", self.container.path()),
             Layout::V2(_) => None,
         };
         Target {
-            path: &self.path,
+            path: self.path.clone(),
             listings: self.dirs(),
             unified: self.unified.clone(),
             freezer: freezer

@@ -33,8 +33,8 @@ use std::time::{Duration, Instant};
 pub use devices::{DeviceClass, DeviceRule};
 pub use error::Error;
 pub use inner::Exposure;
-pub use kill::KillList;
 use kill::Target;
+pub use kill::{KillList, Killing};
 pub use leaf::ExecLeaf;
 pub use limits::Limits;
 pub use stats::{
@@ -253,24 +253,17 @@ impl Cgroup {
         ExecLeaf::create(self, name)
     }
 
-    /// Kills every process in this cgroup and below it, and waits until none is left.
-    /// An empty or absent cgroup is a success; a frozen one is thawed where that is needed.
-    /// Errors: processes that outlive SIGKILL for 2 s; call again later.
-    pub fn kill(&self) -> Result<(), Error> {
-        kill::kill(&self.target())
-    }
-
     /// Removes the cgroup and those below it from every hierarchy, if they exist. EBUSY (a process has not
     /// ended yet) is retried for at most [`REMOVE_TIMEOUT`] in all.
     /// Errors: the first one, after all hierarchies were tried.
     pub fn remove(&self) -> Result<(), Error> {
-        let deadline = Instant::now() + REMOVE_TIMEOUT;
-        let removed: Vec<_> = self
-            .dirs()
-            .iter()
-            .map(|dir| files::remove_tree(dir, deadline))
-            .collect();
-        removed.into_iter().collect()
+        files::remove_trees(&self.dirs(), Instant::now() + REMOVE_TIMEOUT)
+    }
+
+    /// As [`Cgroup::remove`], but it works for some 40 ms at most and does not wait: [`Error::is_busy`] says that there is
+    /// more to remove, or a process that has not ended. What was removed by then stays removed.
+    pub fn remove_some(&self) -> Result<(), Error> {
+        files::remove_some(&self.dirs(), Instant::now() + kill::STEP)
     }
 
     /// The usage of the cgroup, with those below it. It works for any cgroup, such as the parent that
@@ -341,14 +334,14 @@ impl Cgroup {
         }
     }
 
-    fn target(&self) -> Target<'_> {
+    fn target(&self) -> Target {
         let v1_dir = |controller| match &*self.layout {
             Layout::V1(v1) => v1.dir(controller, &self.path),
             Layout::V2(_) => None,
         };
         let unified = self.unified_dir();
         Target {
-            path: &self.path,
+            path: self.path.clone(),
             listings: v1_dir("pids").into_iter().chain(unified.clone()).collect(),
             unified,
             freezer: v1_dir("freezer"),

@@ -13,6 +13,7 @@ use super::*;
 
 mod devices;
 mod inner;
+mod killing;
 mod leaves;
 mod limits;
 mod nested;

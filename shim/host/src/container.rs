@@ -93,37 +93,14 @@ impl Host {
             .map_err(|error| runtime_error(format!("send signal {signal}"), error))
     }
 
-    /// Kills all processes of a container. Blocks until all have ended, at most for the cgroup's own timeout.
-    pub fn kill(&self, process: Option<&Process>, cgroup: &str) -> Result<(), Error> {
+    /// Kills all processes of a container and waits until all have ended, at most for the cgroup's own timeout.
+    pub async fn kill(&self, process: Option<&Process>, cgroup: &str) -> Result<(), Error> {
         pass("stop.kill")?;
         // The first process by its pidfd: that needs no cgroup, and the rest of a pid namespace dies with it.
         let sent = process.map_or(Ok(true), |process| process.signal(libc::SIGKILL));
-        self.empty_cgroup(cgroup)?;
+        self.empty_cgroup(cgroup).await?;
         sent.map(|_| ())
             .map_err(|error| runtime_error("kill a container's first process", error))
-    }
-
-    fn empty_cgroup(&self, path: &str) -> Result<(), Error> {
-        let failed =
-            |error| Error::because(Kind::Io, format!("kill what is in cgroup {path}"), error);
-        self.parts
-            .cgroups
-            .open(path)
-            .and_then(|cgroup| cgroup.kill())
-            .map_err(failed)
-    }
-
-    /// Kills the processes in a cgroup and removes it. An absent one is fine. Blocks.
-    pub fn remove_cgroup(&self, path: &str) -> Result<(), Error> {
-        let cgroup = self.parts.cgroups.open(path);
-        let cgroup = cgroup
-            .map_err(|error| Error::because(Kind::Bug, format!("open cgroup {path}"), error))?;
-        if !cgroup.exists() {
-            return Ok(());
-        }
-        let failed = |error| Error::because(Kind::Io, format!("remove cgroup {path}"), error);
-        cgroup.kill().map_err(failed)?;
-        cgroup.remove().map_err(failed)
     }
 
     /// The exit code that the keeper recorded for a container.
@@ -149,10 +126,8 @@ impl Host {
     }
 
     /// Removes the cgroup of a container that has ended.
-    pub async fn clean_up(self: &Arc<Self>, cgroup: String) -> Result<(), Error> {
-        let host = Arc::clone(self);
-        let remove = move || host.remove_cgroup(&cgroup);
-        blocking("cleaning up a container", remove).await
+    pub async fn clean_up(&self, cgroup: &str) -> Result<(), Error> {
+        self.remove_cgroup(cgroup).await
     }
 
     /// Removes the keeper's record of an ended container, in memory and on disk, once `recorded` reports that the
@@ -183,26 +158,38 @@ impl Host {
         id: &ContainerId,
         cgroup: String,
     ) -> Result<(), Error> {
-        let (host, owner, own) = (Arc::clone(self), pod.clone(), id.clone());
-        let forgotten = blocking("forgetting a container", move || {
-            host.forget(&owner, &own, &cgroup)
-        })
-        .await;
+        let forgotten = self.forget(pod, id, &cgroup).await;
         dismiss(keeper, id);
         forgotten
     }
 
-    /// Removes a container's record, then cgroup, files, exit record and image lease. Blocks.
-    pub fn forget(&self, pod: &PodId, id: &ContainerId, cgroup: &str) -> Result<(), Error> {
+    /// Removes a container's record, then cgroup, files, exit record and image lease.
+    async fn forget(
+        self: &Arc<Self>,
+        pod: &PodId,
+        id: &ContainerId,
+        cgroup: &str,
+    ) -> Result<(), Error> {
+        let (host, owner, own) = (Arc::clone(self), pod.clone(), id.clone());
+        blocking("erasing a record", move || host.erase(&owner, &own)).await?;
+        self.remove_cgroup(cgroup).await?;
+        let (host, owner, own) = (Arc::clone(self), pod.clone(), id.clone());
+        blocking("forgetting a container", move || host.discard(&owner, &own)).await
+    }
+
+    fn erase(&self, pod: &PodId, id: &ContainerId) -> Result<(), Error> {
         pass("remove.record")?;
         let directory = self.layout.container_directory(pod, id);
-        let erased = Slot::new(directory.clone(), self.syncer()).erase();
+        let erased = Slot::new(directory, self.syncer()).erase();
         erased.map_err(|error| io_error(format!("erase the record of container {id}"), error))?;
-        pass("remove.cgroup")?;
-        self.remove_cgroup(cgroup)?;
+        pass("remove.cgroup")
+    }
+
+    /// Removes what is left of a container without a record and a cgroup.
+    fn discard(&self, pod: &PodId, id: &ContainerId) -> Result<(), Error> {
         self.orphaned_leaves.forget(id);
         pass("remove.rootfs")?;
-        self.discard_tree(&directory)?;
+        self.discard_tree(&self.layout.container_directory(pod, id))?;
         exits::remove(&self.layout.exits_directory(pod), id);
         self.parts.images.release(id.as_str());
         self.categories.release(id.as_str());

@@ -199,8 +199,12 @@ impl coracle_lifecycle::Host for Host {
         Host::signal(self, process, signal, grace)
     }
 
-    fn kill(&self, process: Option<&Process>, cgroup: &str) -> Result<(), Error> {
-        Host::kill(self, process, cgroup)
+    fn kill(
+        self: Arc<Self>,
+        process: Option<Arc<Process>>,
+        cgroup: String,
+    ) -> EffectFuture<'static, ()> {
+        Box::pin(async move { Host::kill(&self, process.as_deref(), &cgroup).await })
     }
 
     fn change_limits(&self, plan: &Plan, change: &Limits) -> Result<(), Error> {
@@ -220,7 +224,7 @@ impl coracle_lifecycle::Host for Host {
     }
 
     fn clean_up(self: Arc<Self>, cgroup: String) -> EffectFuture<'static, ()> {
-        Box::pin(async move { Host::clean_up(&self, cgroup).await })
+        Box::pin(async move { Host::clean_up(&self, &cgroup).await })
     }
 
     fn drop_exit(
@@ -300,8 +304,8 @@ impl coracle_lifecycle::Host for Host {
         Host::forget_measures(self, containers, pods);
     }
 
-    fn sweep(&self, owned: &Owned) -> Swept {
-        Host::sweep(self, owned)
+    fn sweep(self: Arc<Self>, owned: Owned) -> BoxFuture<'static, Swept> {
+        Box::pin(async move { Host::sweep(&self, owned).await })
     }
 
     fn sweep_compiled(&self, hashes: Vec<String>) -> Result<(), Error> {
@@ -316,8 +320,12 @@ impl coracle_lifecycle::Host for Host {
         Host::claim_ids_of(self, ids);
     }
 
-    fn end_processes(&self, ids: &HashSet<String>, parent: Option<String>) -> Result<(), Error> {
-        Host::end_processes(self, ids, parent)
+    fn end_processes(
+        self: Arc<Self>,
+        ids: HashSet<String>,
+        parent: Option<String>,
+    ) -> EffectFuture<'static, ()> {
+        Box::pin(async move { Host::end_processes(&self, ids, parent).await })
     }
 
     fn end_unreadable<'a>(

@@ -14,6 +14,7 @@ mod config;
 mod container;
 mod effects;
 mod egress;
+mod ending;
 mod engine;
 mod errors;
 mod exec;

@@ -8,6 +8,7 @@
 //! Must not know: records of phases.
 
 mod plugins;
+mod scope;
 mod setup;
 
 use std::os::fd::OwnedFd;
@@ -15,7 +16,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_cgroup::systemd;
 use coracle_control::keeper::{Greeting, Keeper, KeeperEvent};
 use coracle_control::process::Process;
 use coracle_control::spawner::NewKeeper;
@@ -66,25 +66,6 @@ impl Host {
             self.undo(record, attachment).await;
         }
         created
-    }
-
-    /// Has systemd create the pod's scope around its keeper. No effect where the pod's cgroups are ours.
-    async fn make_scope(&self, record: &PodRecord, keeper: i32) -> Result<(), Error> {
-        let scope_path = record.cgroup_parent.clone();
-        if !systemd::is_scope(&scope_path) {
-            return Ok(());
-        }
-        let span = info_span!(target: "otel", "cgroup.scope");
-        let (cgroups, scopes) = (self.parts.cgroups.clone(), self.parts.scopes.clone());
-        let (leaf, pod) = (self.keeper_cgroup(record), record.id.clone());
-        blocking("making a scope", move || {
-            let adopted = scopes.adopt(&cgroups, &scope_path, &leaf, keeper);
-            adopted.map_err(|error| {
-                Error::because(Kind::Io, format!("make the scope of sandbox {pod}"), error)
-            })
-        })
-        .instrument(span)
-        .await
     }
 
     async fn start_keeper(
@@ -183,44 +164,55 @@ impl Host {
             ));
         }
         let left = self.detach_plugins(record).await;
-        let (host, record) = (Arc::clone(self), record.clone());
+        let attachment = record.phase.live().and_then(|live| live.attachment.clone());
         let span = info_span!(target: "otel", "sandbox.release");
-        let down = blocking("taking a sandbox down", move || {
-            let attachment = record.phase.live().and_then(|live| live.attachment.clone());
-            host.release_resources(&record, attachment.as_ref())
-        });
+        let down = self.release_resources(record, attachment);
         left.and(down.instrument(span).await)
     }
 
-    /// Tries every step and returns the first error. Where plugins have not detached the pod, the network namespace
-    /// stays for them; if nobody will ask again, it goes when they have.
-    fn release_resources(
+    /// Tries every step and returns the first error.
+    async fn release_resources(
+        self: &Arc<Self>,
+        record: &PodRecord,
+        attachment: Option<Attachment>,
+    ) -> Result<(), Error> {
+        let (host, of) = (Arc::clone(self), record.clone());
+        let network = blocking("releasing a network", move || {
+            host.release_network(&of, attachment.as_ref())
+        })
+        .await;
+        let removed = self.remove_cgroup(&self.keeper_cgroup(record)).await;
+        let released = self.release_scope(record).await;
+        let (host, pod) = (Arc::clone(self), record.id.clone());
+        let files = blocking("taking a sandbox down", move || {
+            let shm = host.drop_shared_memory(&pod);
+            shm.and(remove_tree(&host.run_directory().join(pod.as_str())))
+        });
+        network.and(removed).and(released).and(files.await)
+    }
+
+    /// Where plugins have not detached the pod, the network namespace stays for them; if nobody will ask again, it goes
+    /// when they have. Blocks.
+    fn release_network(
         &self,
         record: &PodRecord,
         attachment: Option<&Attachment>,
     ) -> Result<(), Error> {
-        let named = |what| format!("{what} of sandbox {}", record.id);
         let is_owed = self.parts.network.cni().is_owed(record.id.as_str());
         let unpinned = pass("stoppod.unpin").and_then(|()| match is_owed {
             true => Ok(()),
-            false => network::unpin(&self.pin(&record.id))
-                .map_err(|error| network_error(named("unpin the network namespace"), error)),
+            false => network::unpin(&self.pin(&record.id)).map_err(|error| {
+                network_error(named("unpin the network namespace", record), error)
+            }),
         });
         let detached = pass("stoppod.detach").and_then(|()| match attachment {
             Some(attachment) => {
                 let detached = self.parts.network.detach(attachment);
-                detached.map_err(|error| network_error(named("detach the network"), error))
+                detached.map_err(|error| network_error(named("detach the network", record), error))
             }
             None => Ok(()),
         });
-        let removed = self.remove_cgroup(&self.keeper_cgroup(record));
-        let released = self.parts.scopes.release(&record.cgroup_parent);
-        let released =
-            released.map_err(|error| Error::because(Kind::Io, named("release the scope"), error));
-        let shm = self.drop_shared_memory(&record.id);
-        let socket = remove_tree(&self.run_directory().join(record.id.as_str()));
-        let cgroups = removed.and(released);
-        unpinned.and(detached).and(cgroups).and(shm).and(socket)
+        unpinned.and(detached)
     }
 
     /// Unmounts a pod's shared memory, where it had to be mounted.
@@ -243,10 +235,7 @@ impl Host {
     /// Undoes a failed creation; what fails now is logged, and undone later or swept at the next start.
     async fn undo(self: &Arc<Self>, record: &PodRecord, attachment: Option<Attachment>) {
         let left = self.detach_plugins(record).await;
-        let (host, plan) = (Arc::clone(self), record.clone());
-        let down = blocking("undoing a sandbox", move || {
-            host.release_resources(&plan, attachment.as_ref())
-        });
+        let down = self.release_resources(record, attachment);
         if let Err(error) = left.and(down.await) {
             tracing::warn!(pod = %record.id, error = error.chain(), "a failed sandbox was not undone completely");
         }

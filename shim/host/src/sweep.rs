@@ -10,12 +10,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use coracle_lifecycle::{Error, Kind, Owned, Swept};
 use coracle_network as network;
 use coracle_spec::id::PodId;
+use futures_util::future::join_all;
 
-use super::{Host, pass, remove_tree, runtime_error};
+use super::{Host, blocking, pass, remove_tree, runtime_error};
 
 /// Adds the result of one removal.
 fn add_result(found: &mut Swept, what: String, result: Result<(), Error>) {
@@ -26,22 +28,38 @@ fn add_result(found: &mut Swept, what: String, result: Result<(), Error>) {
 }
 
 impl Host {
-    /// Removes what `owned` does not name. Blocks.
-    pub fn sweep(&self, owned: &Owned) -> Swept {
+    /// Removes what `owned` does not name.
+    pub async fn sweep(self: &Arc<Self>, owned: Owned) -> Swept {
         let mut found = Swept::default();
         if let Err(error) = pass("recover.sweep") {
             found.errors.push(error);
         }
-        let mut dead = owned.dead.clone();
-        dead.extend(self.orphans(owned));
-        self.sweep_processes(&dead, &mut found);
-        self.sweep_cgroups(owned, &dead, &mut found);
-        self.sweep_directories(owned, &mut found);
-        match self
-            .parts
-            .network
-            .sweep(&owned.attachments, &owned.unrecovered)
-        {
+        let (host, owned) = (Arc::clone(self), Arc::new(owned));
+        let (looker, of) = (Arc::clone(self), Arc::clone(&owned));
+        let cgroups = blocking("looking for cgroups", move || Ok(looker.dead_cgroups(&of)));
+        match cgroups.await {
+            Ok(cgroups) => self.sweep_cgroups(cgroups, &mut found).await,
+            Err(error) => found.errors.push(error),
+        }
+        let rest = blocking("sweeping", move || {
+            let mut found = Swept::default();
+            host.sweep_directories(&owned, &mut found);
+            host.sweep_network(&owned, &mut found);
+            Ok(found)
+        });
+        match rest.await {
+            Ok(rest) => {
+                found.removed.extend(rest.removed);
+                found.errors.extend(rest.errors);
+            }
+            Err(error) => found.errors.push(error),
+        }
+        found
+    }
+
+    fn sweep_network(&self, owned: &Owned, found: &mut Swept) {
+        let network = &self.parts.network;
+        match network.sweep(&owned.attachments, &owned.unrecovered) {
             Ok(interfaces) => found
                 .removed
                 .extend(interfaces.into_iter().map(|name| format!("network {name}"))),
@@ -51,8 +69,7 @@ impl Host {
                 error,
             )),
         }
-        self.parts.network.resume(&owned.live);
-        found
+        network.resume(&owned.live);
     }
 
     /// Removes compiled code that neither this daemon's engine nor one of `hashes` can run. Blocks.
@@ -82,22 +99,15 @@ impl Host {
         ids
     }
 
-    /// Kills the processes in cgroups named after one of `dead`, wherever they are.
-    fn sweep_processes(&self, dead: &HashSet<String>, found: &mut Swept) {
+    /// Cgroups named after what is dead: those with processes wherever they are, with a description, and those without
+    /// under the parents of pods.
+    fn dead_cgroups(&self, owned: &Owned) -> BTreeMap<String, String> {
+        let mut dead = owned.dead.clone();
+        dead.extend(self.orphans(owned));
+        let mut found = BTreeMap::new();
         if dead.is_empty() {
-            return;
+            return found;
         }
-        for (path, pids) in cgroups_of_processes(dead) {
-            add_result(
-                found,
-                format!("cgroup {path} with processes {pids:?}"),
-                self.remove_cgroup(&path),
-            );
-        }
-    }
-
-    /// Removes the cgroups named after `dead` without processes, under the parents of pods.
-    fn sweep_cgroups(&self, owned: &Owned, dead: &HashSet<String>, found: &mut Swept) {
         for (parent, leaf) in owned
             .parents
             .iter()
@@ -106,8 +116,24 @@ impl Host {
             let path = format!("{}/{leaf}", parent.trim_end_matches('/'));
             let opened = self.parts.cgroups.open(&path);
             if opened.is_ok_and(|cgroup| cgroup.exists()) {
-                add_result(found, format!("cgroup {path}"), self.remove_cgroup(&path));
+                let what = format!("cgroup {path}");
+                found.insert(path, what);
             }
+        }
+        for (path, pids) in cgroups_of_processes(&dead) {
+            let what = format!("cgroup {path} with processes {pids:?}");
+            found.insert(path, what);
+        }
+        found
+    }
+
+    /// All at the same time: one that resists does not delay the start by more than its own timeout.
+    async fn sweep_cgroups(&self, cgroups: BTreeMap<String, String>, found: &mut Swept) {
+        let removals = cgroups
+            .into_iter()
+            .map(|(path, what)| async move { (what, self.remove_cgroup(&path).await) });
+        for (what, removed) in join_all(removals).await {
+            add_result(found, what, removed);
         }
     }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use coracle_lifecycle::{Error, Kind, quarantine};
 use coracle_network::{self as network, Attachment};
 use coracle_spec::id::{ContainerId, PodId};
+use futures_util::future::join_all;
 
 use super::sweep::cgroups_of_processes;
 use super::{Host, blocking, io_error, remove_tree};
@@ -44,11 +45,7 @@ impl Host {
         ids: HashSet<String>,
         parent: Option<String>,
     ) -> Result<(), Error> {
-        let host = Arc::clone(self);
-        blocking("ending an unreadable sandbox", move || {
-            host.end_processes(&ids, parent)
-        })
-        .await?;
+        self.end_processes(ids, parent).await?;
         let left = self.parts.network.cni().del(pod.as_str()).await;
         let what = |what: &str| format!("{what} of sandbox {pod}");
         left.map_err(|error| Error::because(Kind::Io, what("detach the network"), error))?;
@@ -81,24 +78,34 @@ impl Host {
     }
 
     /// Kills the processes in cgroups named after `ids` and removes those cgroups, under `parent` also empty ones.
-    /// Blocks.
-    pub fn end_processes(
+    /// All at the same time: one that resists delays no other.
+    pub async fn end_processes(
         &self,
-        ids: &HashSet<String>,
+        ids: HashSet<String>,
         parent: Option<String>,
     ) -> Result<(), Error> {
-        let mut parents: BTreeSet<String> = parent.into_iter().collect();
-        for path in cgroups_of_processes(ids).into_keys() {
-            self.remove_cgroup(&path)?;
-            parents.extend(path.rsplit_once('/').map(|(parent, _)| parent.to_owned()));
-        }
-        for (parent, id) in parents
+        let found: (BTreeSet<String>, _) = blocking("looking for processes", move || {
+            Ok((cgroups_of_processes(&ids).into_keys().collect(), ids))
+        })
+        .await?;
+        let (paths, ids) = found;
+        self.remove_cgroups(&paths).await?;
+        let of_paths = paths
             .iter()
-            .flat_map(|parent| ids.iter().map(move |id| (parent, id)))
-        {
-            self.remove_cgroup(&format!("{}/{id}", parent.trim_end_matches('/')))?;
+            .filter_map(|path| Some(path.rsplit_once('/')?.0));
+        let parents: BTreeSet<&str> = of_paths.chain(parent.as_deref()).collect();
+        let mut all = BTreeSet::new();
+        for parent in parents {
+            let parent = parent.trim_end_matches('/');
+            all.extend(ids.iter().map(|id| format!("{parent}/{id}")));
         }
-        Ok(())
+        self.remove_cgroups(&all).await
+    }
+
+    /// Errors: the first one, after all were tried.
+    async fn remove_cgroups(&self, paths: &BTreeSet<String>) -> Result<(), Error> {
+        let removals = paths.iter().map(|path| self.remove_cgroup(path));
+        join_all(removals).await.into_iter().collect()
     }
 
     /// Removes the records and directories of such a pod, or moves aside what cannot be removed. Blocks.

@@ -2,7 +2,8 @@
 //!
 //! Called by: drivers, recovery, sessions, usage. Implemented by: the shim's `host`, and in memory by tests.
 //! Invariants: every effect can be repeated and succeeds when the object is already absent; whatever waits for another
-//! process has a deadline; a method that blocks says so, and is called on the blocking pool.
+//! process has a deadline; a method that blocks says so, and is called on the blocking pool: it never waits for processes
+//! of a tenant, which may take for ever.
 //! Must not know: phases.
 
 mod values;
@@ -180,8 +181,12 @@ pub trait Host: Send + Sync + 'static {
     /// A process that has ended is fine.
     fn signal(&self, process: &Process, signal: i32, grace: Option<Duration>) -> Result<(), Error>;
 
-    /// Kills all processes of a container. Blocks until all have ended, at most for the cgroup's own timeout.
-    fn kill(&self, process: Option<&Process>, cgroup: &str) -> Result<(), Error>;
+    /// Kills all processes of a container and waits until all have ended, at most for the cgroup's own timeout.
+    fn kill(
+        self: Arc<Self>,
+        process: Option<Arc<Process>>,
+        cgroup: String,
+    ) -> EffectFuture<'static, ()>;
 
     /// Sets what `change` names on the cgroup `path`. Blocks.
     /// Errors: Invalid when the node cannot do it; WrongPhase for a memory limit below the current use; Missing when
@@ -283,8 +288,8 @@ pub trait Host: Send + Sync + 'static {
     /// all that exist.
     fn forget_measures(&self, containers: &[Arc<ContainerView>], pods: &[Arc<PodView>]);
 
-    /// Removes everything on the host that `owned` does not name. Blocks.
-    fn sweep(&self, owned: &Owned) -> Swept;
+    /// Removes everything on the host that `owned` does not name.
+    fn sweep(self: Arc<Self>, owned: Owned) -> BoxFuture<'static, Swept>;
 
     /// Removes compiled code that neither this daemon's engine nor one of `hashes` can run. Blocks.
     fn sweep_compiled(&self, hashes: Vec<String>) -> Result<(), Error>;
@@ -296,8 +301,11 @@ pub trait Host: Send + Sync + 'static {
     fn claim_ids_of(&self, ids: &HashSet<String>);
 
     /// Kills the processes in cgroups named after `ids` and removes those cgroups, under `parent` also empty ones.
-    /// Blocks.
-    fn end_processes(&self, ids: &HashSet<String>, parent: Option<String>) -> Result<(), Error>;
+    fn end_processes(
+        self: Arc<Self>,
+        ids: HashSet<String>,
+        parent: Option<String>,
+    ) -> EffectFuture<'static, ()>;
 
     /// Ends a pod whose records cannot be used and releases what it holds, as far as its id and those of its containers
     /// tell. Its records stay.

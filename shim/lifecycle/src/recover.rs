@@ -115,17 +115,16 @@ async fn sweep(shared: &Arc<Shared>, owned: Owned, drivers: &[Driver]) -> Result
         .iter()
         .map(|driver| driver.engine_hash().to_owned())
         .collect();
-    let found = blocking("sweeping", move || {
-        let mut found = host.sweep(&owned);
-        // A pod with unusable records may need the code of any engine.
-        if !owned.has_unreadable
-            && let Err(error) = host.sweep_compiled(hashes)
-        {
-            found.errors.push(error);
-        }
-        Ok(found)
-    })
-    .await?;
+    let has_unreadable = owned.has_unreadable;
+    let mut found = shared.host().sweep(owned).await;
+    // A pod with unusable records may need the code of any engine.
+    if !has_unreadable {
+        let swept = blocking("sweeping compiled code", move || {
+            host.sweep_compiled(hashes)
+        })
+        .await;
+        found.errors.extend(swept.err());
+    }
     for removed in found.removed {
         tracing::info!(removed, "swept");
     }

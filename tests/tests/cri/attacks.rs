@@ -18,5 +18,6 @@ mod mount_races;
 mod mounts;
 mod requests;
 mod runtime_processes;
+mod stuck;
 mod tree_removal;
 mod wasm;

@@ -3,7 +3,7 @@
 use super::*;
 
 /// A shell that joins `leaf` the way an exec does: born into the v2 tree, moved by `tasks` elsewhere.
-fn run_in_leaf(leaf: &ExecLeaf, script: &str) -> Child {
+pub(super) fn run_in_leaf(leaf: &ExecLeaf, script: &str) -> Child {
     let join = r#"for file; do echo 0 > "$file" || exit 99; done; "#;
     let mut files = leaf.task_files();
     files.extend(leaf.unified_procs());
@@ -31,7 +31,7 @@ impl ExecLeaf {
 /// Forks faster than a list of pids can be read and signalled.
 const FORKING: &str = "for i in 1 2 3; do (while :; do sleep 0.01 & sleep 0.01; done) & done; wait";
 
-fn pure_v1(parent: &Parent) -> Option<Cgroups> {
+pub(super) fn pure_v1(parent: &Parent) -> Option<Cgroups> {
     let Layout::V1(hybrid) = &*parent.cgroups.layout else {
         return None;
     };

@@ -8,11 +8,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use coracle_cgroup::ExecLeaf;
+use coracle_cgroup::{ExecLeaf, REMOVE_TIMEOUT};
 use coracle_control::process::Process;
 use coracle_lifecycle::{Error, Kind, StartRequest};
 use coracle_spec::id::ContainerId;
 
+use crate::ending::{killed, removed};
 use crate::{Host, blocking, io_error};
 
 /// How long a cancelled exec is killed again and again: it may be on its way into its cgroup.
@@ -53,7 +54,7 @@ impl OrphanedLeaves {
 }
 
 fn is_removed(leaf: &ExecLeaf) -> bool {
-    leaf.pids().is_ok_and(|pids| pids.is_empty()) && leaf.remove().is_ok()
+    leaf.pids().is_ok_and(|pids| pids.is_empty()) && leaf.remove_some().is_ok()
 }
 
 /// The cgroup of one exec; dropping it before the exec has ended kills its processes.
@@ -73,34 +74,66 @@ impl Drop for Leaf {
             // Without a cgroup of its own nothing else would kill it.
             let _ = process.signal(libc::SIGKILL);
         }
+        // Without a runtime the daemon ends, and the keeper kills the exec.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        if !ended {
+            drop(runtime.spawn(end(cgroup)));
+            return;
+        }
         let (host, container) = (Arc::clone(&self.host), self.container.clone());
-        let tidy = move || match ended {
-            false => end(&cgroup),
-            true if is_removed(&cgroup) => {}
-            true => {
+        drop(runtime.spawn(async move {
+            if !is_gone(&cgroup).await {
                 let mut left = host.orphaned_leaves.lock();
                 left.entry(container).or_default().push(cgroup);
             }
-        };
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(tidy)),
-            Err(_) => tidy(),
-        }
+        }));
     }
 }
 
-/// Kills the processes in the cgroup until it can be removed. Blocks.
-fn end(cgroup: &ExecLeaf) {
+/// Removes the cgroup of an ended exec if no process is left in it.
+async fn is_gone(cgroup: &ExecLeaf) -> bool {
+    let leaf = cgroup.clone();
+    let looked = blocking("removing an exec's cgroup", move || {
+        let is_empty = leaf.pids().is_ok_and(|pids| pids.is_empty());
+        Ok((is_empty, is_empty && leaf.remove_some().is_ok()))
+    });
+    match looked.await {
+        Ok((true, false)) => {}
+        Ok((_, is_removed)) => return is_removed,
+        Err(_) => return false,
+    }
+    // A process is not listed any more, and has not ended yet.
+    let leaf = cgroup.clone();
+    let what = || "remove an exec's cgroup".to_owned();
+    removed(move || leaf.remove_some(), REMOVE_TIMEOUT, what)
+        .await
+        .is_ok()
+}
+
+/// Kills the processes in the cgroup until it can be removed.
+async fn end(cgroup: ExecLeaf) {
     let limit = Instant::now() + KILLING;
+    let what = || "end an exec".to_owned();
     loop {
-        let Err(error) = cgroup.kill().and_then(|()| cgroup.remove()) else {
+        let leaf = cgroup.clone();
+        let ended = match killed(cgroup.killing(), what).await {
+            Ok(()) => removed(move || leaf.remove_some(), REMOVE_TIMEOUT, what).await,
+            Err(error) => Err(error),
+        };
+        let Err(error) = ended else {
             return;
         };
         if Instant::now() > limit {
-            tracing::error!(cgroup = cgroup.path(), error = %error, "an exec was not killed");
+            tracing::error!(
+                cgroup = cgroup.path(),
+                error = error.chain(),
+                "an exec was not killed"
+            );
             return;
         }
-        std::thread::sleep(PAUSE);
+        tokio::time::sleep(PAUSE).await;
     }
 }
 

@@ -18,7 +18,8 @@ use tracing::{Instrument as _, info_span};
 
 use super::leaf::Leaf;
 use super::{Stdio, pipe};
-use crate::{Host, blocking, io_error, runtime_error};
+use crate::ending::killed;
+use crate::{Host, io_error, runtime_error};
 
 /// Most bytes kept of each output stream. Source: kubelet and CRI-O agree on 16 MiB.
 pub const OUTPUT_BYTES: usize = 16 << 20;
@@ -76,13 +77,7 @@ impl Host {
 
 /// Kills an exec at its time limit and waits for its end.
 async fn give_up(leaf: &Leaf, limit: Option<Duration>, what: String) -> Error {
-    let cgroup = leaf.cgroup.clone();
-    let killed = blocking("killing an exec", move || {
-        cgroup
-            .kill()
-            .map_err(|error| Error::because(Kind::Io, "kill an exec", error))
-    })
-    .await;
+    let killed = killed(leaf.cgroup.killing(), || "kill an exec".to_owned()).await;
     if let Some(process) = &leaf.process {
         // Without a cgroup of its own nothing was killed.
         let _ = process.signal(libc::SIGKILL);

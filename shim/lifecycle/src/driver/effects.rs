@@ -9,7 +9,6 @@ use coracle_spec::id::ContainerId;
 
 use super::container::missing;
 use super::{Completion, Driver, Message, Purpose, plugins};
-use crate::blocking::blocking;
 use crate::clock;
 use crate::error::{Error, Kind};
 use crate::host::{KeeperEngine, StartRequest, Started};
@@ -209,9 +208,7 @@ impl Driver {
         );
         let completed = id.clone();
         self.effect(
-            blocking("killing a container", move || {
-                shared.host.kill(process.as_deref(), &cgroup)
-            }),
+            async move { shared.host().kill(process, cgroup).await },
             |result| Message::Container(completed, Completion::Cleaned(result)),
         );
     }

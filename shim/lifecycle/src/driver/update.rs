@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use coracle_cgroup::Limits;
 use coracle_spec::id::ContainerId;
+use tokio::sync::Semaphore;
 
 use super::container::{missing, save_container};
 use super::{Completion, Driver, Message, Origin, Reply, Shared};
@@ -19,6 +20,13 @@ use crate::error::{Error, Kind};
 use crate::limits::{difference, replanned};
 use crate::record::{ContainerRecord, Plan};
 use crate::state::ContainerPhase;
+
+/// Most threads that change limits at a time. The kernel may take long to reclaim memory whose disk is dead, and no signal
+/// helps.
+const AT_A_TIME: usize = 8;
+
+/// Turns of threads.
+static TURNS: Semaphore = Semaphore::const_new(AT_A_TIME);
 
 /// A container as it is after a change.
 pub struct Changed {
@@ -124,10 +132,15 @@ impl Driver {
     }
 }
 
-/// Writes new limits to the container's cgroup.
+/// Writes new limits to the container's cgroup, in turn.
 async fn applied(shared: &Arc<Shared>, changed: Changed) -> Result<Changed, Error> {
     let shared = Arc::clone(shared);
+    let turn = TURNS
+        .acquire()
+        .await
+        .map_err(|error| Error::because(Kind::Bug, "wait for a turn to change limits", error))?;
     blocking("changing limits", move || {
+        let _turn = turn;
         shared.host.change_limits(&changed.plan, &changed.limits)?;
         Ok(changed)
     })

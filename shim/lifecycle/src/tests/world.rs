@@ -241,8 +241,8 @@ impl Host for World {
         Ok(())
     }
 
-    fn kill(&self, _: Option<&Process>, _: &str) -> Result<(), Error> {
-        Ok(())
+    fn kill(self: Arc<Self>, _: Option<Arc<Process>>, _: String) -> EffectFuture<'static, ()> {
+        Box::pin(async { Ok(()) })
     }
 
     fn change_limits(&self, _: &Plan, _: &Limits) -> Result<(), Error> {
@@ -324,9 +324,9 @@ impl Host for World {
 
     fn forget_measures(&self, _: &[Arc<ContainerView>], _: &[Arc<PodView>]) {}
 
-    fn sweep(&self, _: &Owned) -> Swept {
+    fn sweep(self: Arc<Self>, _: Owned) -> BoxFuture<'static, Swept> {
         self.called("sweep");
-        Swept::default()
+        Box::pin(async { Swept::default() })
     }
 
     fn sweep_compiled(&self, _: Vec<String>) -> Result<(), Error> {
@@ -339,8 +339,12 @@ impl Host for World {
 
     fn claim_ids_of(&self, _: &HashSet<String>) {}
 
-    fn end_processes(&self, _: &HashSet<String>, _: Option<String>) -> Result<(), Error> {
-        Ok(())
+    fn end_processes(
+        self: Arc<Self>,
+        _: HashSet<String>,
+        _: Option<String>,
+    ) -> EffectFuture<'static, ()> {
+        Box::pin(async { Ok(()) })
     }
 
     fn end_unreadable<'a>(

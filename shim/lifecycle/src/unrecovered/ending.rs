@@ -109,11 +109,9 @@ impl UnrecoveredPod {
         &self,
         id: &ContainerId,
     ) -> impl Future<Output = Result<(), Error>> + Send + use<> {
-        let (host, parent) = (Arc::clone(&self.shared.host), self.cgroup_parent());
+        let (host, parent) = (self.shared.host(), self.cgroup_parent());
         let ids = HashSet::from([id.as_str().to_owned()]);
-        blocking("ending a container", move || {
-            host.end_processes(&ids, parent)
-        })
+        host.end_processes(ids, parent)
     }
 
     fn stop(&self) -> impl Future<Output = Result<(), Error>> + Send + use<> {

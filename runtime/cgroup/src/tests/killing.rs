@@ -1,0 +1,113 @@
+//! Killing in steps, with few descriptors however many processes there are.
+
+use super::leaves::pure_v1;
+use super::*;
+
+/// Set in the process of few descriptors: the cgroup that it kills.
+const FEW: &str = "CORACLE_TEST_KILLED";
+
+/// The node without its unified tree, if it has one beside v1: pids are signalled one by one.
+fn signalled(parent: &Parent) -> Cgroups {
+    pure_v1(parent).unwrap_or_else(|| parent.cgroups.clone())
+}
+
+#[test]
+fn two_thousand_processes_are_killed_with_few_descriptors() {
+    let parent = Parent::new();
+    if let Ok(path) = std::env::var(FEW) {
+        return signalled(&parent).open(&path).unwrap().kill().unwrap();
+    }
+    let path = format!("{}/many", parent.path);
+    let cgroup = signalled(&parent)
+        .create(&path, &Limits::default())
+        .unwrap();
+    let mut shell = run_in(
+        &cgroup,
+        "i=0; while [ $i -lt 2000 ]; do sleep 1000 & i=$((i+1)); done; wait",
+    );
+    wait_for("all of them", || cgroup.pids().unwrap().len() > 2000);
+    let killed = Command::new("/bin/sh")
+        .args(["-c", r#"ulimit -n 320; exec "$0" "$@""#])
+        .arg(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "tests::killing::two_thousand_processes_are_killed_with_few_descriptors",
+        ])
+        .env(FEW, &path)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&killed.stdout);
+    assert!(
+        killed.status.success() && said.contains("1 passed"),
+        "{said}"
+    );
+    assert_eq!(cgroup.pids().unwrap(), Vec::<i32>::new());
+    shell.wait().unwrap();
+}
+
+#[test]
+fn a_step_does_not_wait_for_what_does_not_die() {
+    let parent = Parent::new();
+    let Some(cgroups) = pure_v1(&parent) else {
+        return;
+    };
+    let path = format!("{}/container", parent.path);
+    let container = cgroups.create(&path, &Limits::default()).unwrap();
+    let leaf = container.exec_leaf("a1").unwrap();
+    let mut shell = leaves::run_in_leaf(&leaf, "sleep 1000 & sleep 1000");
+    wait_for("the exec", || leaf.pids().unwrap().len() == 3);
+    // Frozen from above, which killing an exec does not undo.
+    let Layout::V1(v1) = container.layout() else {
+        return;
+    };
+    let state = v1.dir("freezer", &path).unwrap().join("freezer.state");
+    files::write(&state, "FROZEN").unwrap();
+    let (begun, mut steps, mut killing) = (Instant::now(), 0, leaf.killing());
+    let error = loop {
+        match killing.step(Duration::ZERO) {
+            Ok(is_done) => assert!(!is_done),
+            Err(error) => break error,
+        }
+        steps += 1;
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    assert!(
+        matches!(error, Error::StillAlive { left: 3, .. }),
+        "{error}"
+    );
+    assert!(begun.elapsed() >= Duration::from_secs(2));
+    // Each took little of the two seconds.
+    assert!(steps > 20, "{steps} steps");
+    assert!(leaf.remove_some().unwrap_err().is_busy());
+    files::write(&state, "THAWED").unwrap();
+    leaf.kill().unwrap();
+    shell.wait().unwrap();
+    wait_for("removal", || leaf.remove_some().is_ok());
+    container.kill().unwrap();
+}
+
+#[test]
+fn a_killing_that_is_given_up_leaves_nothing_frozen() {
+    let dir = std::env::temp_dir().join(format!("coracle-given-up-{}", std::process::id()));
+    std::fs::create_dir(&dir).unwrap();
+    let mut sleeper = Command::new("sleep").arg("1000").spawn().unwrap();
+    std::fs::write(dir.join("cgroup.procs"), format!("{}\n", sleeper.id())).unwrap();
+    // A freezer that never gets there, as with a process in uninterruptible sleep.
+    let state = dir.join("freezer.state");
+    std::os::unix::fs::symlink("/dev/null", &state).unwrap();
+    let mut killing = Killing::new(Target {
+        path: "/given-up".to_owned(),
+        listings: vec![dir.clone()],
+        unified: None,
+        freezer: Some(dir.clone()),
+    });
+    assert!(!killing.step(Duration::ZERO).unwrap());
+    std::fs::remove_file(&state).unwrap();
+    std::fs::write(&state, "FREEZING").unwrap();
+    drop(killing);
+    let left = std::fs::read_to_string(&state).unwrap();
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+    std::fs::remove_dir_all(&dir).unwrap();
+    assert!(left.starts_with("THAWED"), "{left}");
+}
