@@ -38,7 +38,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use builtin::{Builtin, BuiltinConfig};
+pub use builtin::{Builtin, BuiltinConfig, can_check_sources};
 pub use choice::{Choice, Mode};
 pub use cni::{Cni, CniConfig};
 pub use config::{Bandwidth, HostPort, NetworkConfig, Protocol, Resolver};
