@@ -5,6 +5,7 @@ use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -14,8 +15,8 @@ use coracle_tests::guests;
 use coracle_tests::push::{Image, Pushed, file};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use super::addresses;
 use super::outside::Outside;
-use super::{addresses, cri};
 use crate::linux::shell::{daemon_with, fresh, on_peer, push, run};
 use crate::site::Pod;
 
@@ -38,12 +39,19 @@ struct Street {
 
 impl Street {
     async fn new() -> Self {
+        // Two daemons of one machine have different ones.
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let (process, count) = (
+            std::process::id() & 0xffff,
+            COUNT.fetch_add(1, Ordering::Relaxed),
+        );
         let options = Options {
-            network: "subnet_v6 = \"fd00:c0:ad::/64\"".to_owned(),
+            network: format!("subnet_v6 = \"fd00:c0:{process:x}:{count:x}::/64\""),
             ..Options::default()
         };
         let mut daemon = daemon_with(options).await;
-        let files = [file("frames", 0o755, &guests::frames().unwrap())];
+        let program = guests::frames().unwrap();
+        let files = [file("frames", 0o755, &program)];
         let image = push("frames", &Image::linux(&files, &["/frames"]).unwrap());
         daemon.cri().pull(&image.reference).await.unwrap();
         daemon.rebase();
