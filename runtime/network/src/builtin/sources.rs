@@ -129,7 +129,7 @@ fn batch(interface_prefix: &str) -> Batch {
     // An interface of the operator may begin with the same letters.
     let rule = Rule::default()
         .interfaces(base.hook, interface_prefix)
-        .from_kind("veth");
+        .interface_kind("veth");
     batch.add_rule(ARRIVING, &rule.jump(FROM_PODS));
     batch
 }

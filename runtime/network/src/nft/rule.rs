@@ -107,7 +107,7 @@ impl Rule {
     }
 
     /// Only packets from interfaces of this kind, as in `ip link add type KIND`.
-    pub(crate) fn from_kind(self, kind: &str) -> Self {
+    pub(crate) fn interface_kind(self, kind: &str) -> Self {
         let mut name = kind.as_bytes().to_vec();
         name.resize(libc::IFNAMSIZ, 0);
         self.meta(NFT_META_IIFKIND).equals(&name)

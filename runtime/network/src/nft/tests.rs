@@ -116,7 +116,9 @@ fn nft_reads_what_was_meant() {
         accepts: true,
     };
     batch.add_chain("arriving", Some(base));
-    let from = rule().interfaces(Hook::Prerouting, "cor").from_kind("veth");
+    let from = rule()
+        .interfaces(Hook::Prerouting, "cor")
+        .interface_kind("veth");
     batch.add_rule("arriving", &from.source_is_elsewhere().drop());
     batch.add_rule("out", &rule().source_is_not_local().drop());
     let sender = rule().ipv4().snat_to("169.254.1.1".parse().unwrap());
