@@ -245,6 +245,11 @@ impl Builtin {
         self.lock_leases().release(&attachment.pod).map(drop)
     }
 
+    /// See [`super::Network::retire`]. While pods have addresses, the table outlives the daemon as they do.
+    pub fn retire(&self) {
+        self.sources.delete_if(|| self.leases() == 0);
+    }
+
     /// How many addresses are leased.
     #[must_use]
     pub fn leases(&self) -> usize {
@@ -264,15 +269,6 @@ impl Builtin {
     fn lock_leases(&self) -> MutexGuard<'_, Leases> {
         // No panic leaves `Leases` half changed.
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Builtin {
-    /// While pods have addresses, the table outlives the daemon as they do.
-    fn drop(&mut self) {
-        if self.sources.is_kept() {
-            self.sources.delete_if(|| self.leases() == 0);
-        }
     }
 }
 

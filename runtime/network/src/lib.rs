@@ -191,6 +191,11 @@ impl Network {
         self.cni.resume(live, is_in_use);
     }
 
+    /// Removes what is there for pods in general, if no pod is left; to be called once, at the daemon's end.
+    pub fn retire(&self) {
+        self.builtin.retire();
+    }
+
     /// Removes from the built-in network what no attachment in `live` owns, and returns one line for each removal. To
     /// be called once, at the daemon's start, before the first [`Network::attach`]. The pods in `kept`, whose
     /// attachments are unknown, keep what they hold.

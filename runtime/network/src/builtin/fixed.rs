@@ -46,11 +46,6 @@ impl Fixed {
         Ok(())
     }
 
-    /// Whether it is kept.
-    pub(super) fn is_kept(&self) -> bool {
-        self.0.lock().is_some()
-    }
-
     /// Deletes the table if `is_unused` says so while nobody can keep it. It may be absent.
     pub(super) fn delete_if(&self, is_unused: impl FnOnce() -> bool) {
         let mut held = self.0.lock();

@@ -73,11 +73,6 @@ impl Sources {
         self.stays.store(true, Ordering::Relaxed);
     }
 
-    /// Whether this daemon has written the table.
-    pub(super) fn is_kept(&self) -> bool {
-        self.table.is_kept()
-    }
-
     /// Deletes the table if no pod has an address.
     pub(super) fn delete_if(&self, is_unused: impl FnOnce() -> bool) {
         if !self.stays.load(Ordering::Relaxed) {

@@ -365,9 +365,16 @@ fn its_table_is_there_while_a_pod_has_an_address() {
     world.restart();
     world.sweep(std::slice::from_ref(&attachment));
     assert_eq!(world.sources(), table);
+    inside(&world.node, || world.network.retire());
+    assert_eq!(world.sources(), table, "a pod is there");
     world.detach(&attachment);
     world.restart();
     world.sweep(&[]);
+    assert_eq!(world.sources(), "");
+    let again = world.attach(&super::node::netns(), "other", &[]);
+    world.detach(&again);
+    assert_eq!(world.sources(), table, "the next pod need not wait for it");
+    inside(&world.node, || world.network.retire());
     assert_eq!(world.sources(), "");
 }
 
