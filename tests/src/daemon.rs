@@ -355,6 +355,10 @@ impl Daemon {
         if self.socket().exists() {
             return Err("the socket outlives the daemon".into());
         }
+        let tables = leaks::table_of_sources(&self.scratch);
+        if !tables.is_empty() {
+            return Err(format!("tables outlive a daemon without pods: {tables:?}").into());
+        }
         self.finished = true;
         Ok(())
     }

@@ -162,6 +162,12 @@ pub fn sctp() -> Outcome<Vec<u8>> {
     once(&BUILT, || compile("sctp.c", &["cc", "-static", "-O1"]))
 }
 
+/// The program of `frames.c`, static, which sends what its arguments say.
+pub fn frames() -> Outcome<Vec<u8>> {
+    static BUILT: OnceLock<Vec<u8>> = OnceLock::new();
+    once(&BUILT, || compile("frames.c", &["cc", "-static", "-O1"]))
+}
+
 /// The program of `nonewprivs.c`, static: prints its effective user id.
 pub fn effective_uid() -> Outcome<Vec<u8>> {
     static BUILT: OnceLock<Vec<u8>> = OnceLock::new();

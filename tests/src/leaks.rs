@@ -49,7 +49,7 @@ impl Snapshot {
                 .into_iter()
                 .map(|name| format!("interface {name}")),
         );
-        lines.extend(tables(&scratch.interface_prefix()));
+        lines.extend(tables(&format!("coracle-{}", scratch.interface_prefix())));
         for cgroup in scratch.cgroup_dirs("") {
             walk(&cgroup, &mut |path, is_dir| {
                 if is_dir {
@@ -111,14 +111,17 @@ pub fn interfaces(prefix: &str) -> Vec<String> {
     names.filter(|name| name.starts_with(prefix)).collect()
 }
 
-/// The tables of nftables that belong to this prefix. Empty where nft is not installed.
-fn tables(prefix: &str) -> Vec<String> {
+/// The table that is there while a daemon has had pods, if it is there still.
+pub fn table_of_sources(scratch: &Scratch) -> Vec<String> {
+    tables(&format!("coracle-{}-in", scratch.interface_prefix()))
+}
+
+/// The tables of nftables with this name. Empty where nft is not installed.
+fn tables(name: &str) -> Vec<String> {
     let listed = Command::new("nft").args(["list", "tables"]).output();
     let listed = listed.map_or(Vec::new(), |output| output.stdout);
     let listed = String::from_utf8_lossy(&listed);
-    let own = listed
-        .lines()
-        .filter(|line| line.ends_with(&format!("coracle-{prefix}")));
+    let own = listed.lines().filter(|line| line.ends_with(name));
     own.map(str::to_owned).collect()
 }
 

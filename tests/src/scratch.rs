@@ -114,6 +114,10 @@ impl Scratch {
         for mount in self.mounts().iter().rev() {
             let _ = unmount(mount, UnmountFlags::DETACH);
         }
+        // It outlives a daemon that was killed, as pods do. Absent otherwise.
+        let table = format!("coracle-{}-in", self.interface_prefix());
+        let mut delete = Command::new("nft");
+        let _ = delete.args(["delete", "table", "inet", &table]).output();
         // The threads of a large process are in their cgroup for a while after it was killed.
         while !self
             .cgroup_dirs("")

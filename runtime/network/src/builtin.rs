@@ -6,6 +6,9 @@
 //! detach: close loopback, release host ports and lease. The veth goes with the namespace; deleting it costs 40 ms.
 //! sweep:  leases, veths and host ports without a live pod
 //! ```
+//! Every packet of a pod has its own address as its source: `sources` drops others, and the node's end of a veth (`veth`)
+//! has strict rp_filter, no ARP, and takes no redirects and no routes from the pod.
+//!
 //! Invariants: an address is leased only while no interface of its name exists (a dropped namespace
 //! still answers for some 30 ms); a failed attach leaves neither a lease nor an interface; an interface
 //! is deleted only if its name, kind and MAC show that it is ours; `route_localnet` is set on an interface
@@ -13,8 +16,10 @@
 //! its operator sets `net.ipv4.ip_forward` and the routes for traffic that leaves the node.
 //! Not here: policies.
 
+mod fixed;
 mod masquerade;
 mod ports;
+mod sources;
 mod sweep;
 mod table;
 mod watch;
@@ -32,9 +37,12 @@ use super::netlink::Netlink;
 use super::subnet::{Ipv4Subnet, Ipv6Subnet};
 use super::veth::{self, Endpoint, POD_INTERFACE};
 use super::{Attachment, HostPort, NetworkConfig};
-use masquerade::Masquerade;
+use fixed::Fixed;
 use ports::Ports;
+use sources::Sources;
 use table::Table;
+
+pub use sources::can_check_sources;
 
 /// Settings of the built-in network.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,8 +68,10 @@ pub struct Builtin {
     kernel_has_v6: bool,
     leases: Mutex<Leases>,
     ports: Ports,
-    /// `Some` once it is written, if there is to be any.
-    masquerade: Mutex<Option<Masquerade>>,
+    /// Kept while a pod has an address.
+    sources: Sources,
+    /// Kept if the configuration says so.
+    masquerade: Fixed,
 }
 
 impl BuiltinConfig {
@@ -111,11 +121,12 @@ impl Builtin {
             sender_v6: config.subnet_v6.map(|subnet| subnet.address(0)),
         });
         Ok(Self {
+            sources: Sources::new(&config.interface_prefix),
+            masquerade: Fixed::new(masquerade::batch(&config)),
             config,
             kernel_has_v6,
             leases,
             ports,
-            masquerade: Mutex::default(),
         })
     }
 
@@ -149,7 +160,8 @@ impl Builtin {
         })
     }
 
-    /// The ports come first: their table must exist before a veth forwards packets with loopback addresses.
+    /// The tables come first: no packet of the pod is to precede the check of its source, and a veth forwards packets with
+    /// loopback addresses only behind the ports' guard.
     fn connect(
         &self,
         host: &Netlink,
@@ -157,6 +169,7 @@ impl Builtin {
         endpoint: &Endpoint,
         (config, lease): (&NetworkConfig, Lease),
     ) -> Result<(), Error> {
+        self.sources.keep()?;
         self.ports
             .open(&config.pod, &endpoint.addresses(), &config.ports)?;
         let pod = self.make(host, netns, endpoint, lease)?;
@@ -199,16 +212,25 @@ impl Builtin {
                 .ok_or_else(|| Error::io("find the veth we made", name, Errno::NODEV))
         };
         let host_index = index(host, name)?;
-        if endpoint.v6.is_none() && self.kernel_has_v6 {
-            disable_v6(name)?;
-        }
-        host.run(veth::configure_host(endpoint, host_index))?;
-        if endpoint.v6.is_some() {
-            forward_v6(name)?;
-        }
+        self.configure_host(host, endpoint, host_index)?;
         pod.run(veth::configure_pod(endpoint, index(pod, POD_INTERFACE)?))?;
         // The host's end got its carrier when the pod's end came up.
         host.run(vec![veth::sync_carrier(host_index, name)])
+    }
+
+    /// The node's end. It may be repeated.
+    fn configure_host(&self, host: &Netlink, endpoint: &Endpoint, index: u32) -> Result<(), Error> {
+        let name = &endpoint.host_interface;
+        match endpoint.v6 {
+            Some(_) => take_no_advice_v6(name)?,
+            None if self.kernel_has_v6 => set_v6(name, "disable_ipv6", "1")?,
+            None => {}
+        }
+        host.run(veth::configure_host(endpoint, index))?;
+        match endpoint.v6 {
+            Some(_) => forward_v6(name),
+            None => Ok(()),
+        }
     }
 
     /// See [`super::Network::detach`].
@@ -221,6 +243,11 @@ impl Builtin {
         // Another pod may get the address as soon as its lease is released.
         self.ports.close(&attachment.pod)?;
         self.lock_leases().release(&attachment.pod).map(drop)
+    }
+
+    /// See [`super::Network::retire`]. While pods have addresses, the table outlives the daemon as they do.
+    pub fn retire(&self) {
+        self.sources.delete_if(|| self.leases() == 0);
     }
 
     /// How many addresses are leased.
@@ -296,24 +323,25 @@ fn ignore_gone(done: Result<(), Error>) -> Result<(), Error> {
     }
 }
 
-/// Takes IPv6 from `interface`, which is not up yet. With it the kernel has a multicast route for each interface, and walks
-/// the routes of all others whenever one comes up or goes.
-fn disable_v6(interface: &str) -> Result<(), Error> {
-    let switch = PathBuf::from(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"));
-    fs::write(&switch, "1").map_err(|error| Error::file("write 1 to", &switch, error))
+/// Sets a switch of `interface`. That of `disable_ipv6` must precede the interface's coming up: with IPv6 the kernel has a
+/// multicast route for each interface, and walks the routes of all others whenever one comes up or goes.
+fn set_v6(interface: &str, switch: &str, value: &str) -> Result<(), Error> {
+    let file = PathBuf::from(format!("/proc/sys/net/ipv6/conf/{interface}/{switch}"));
+    fs::write(&file, value).map_err(|error| Error::file("set the switch", &file, error))
+}
+
+/// Keeps the node from taking routes, and addresses of other gateways, from whoever is behind `interface`.
+fn take_no_advice_v6(interface: &str) -> Result<(), Error> {
+    set_v6(interface, "accept_ra", "0")?;
+    set_v6(interface, "accept_redirects", "0")
 }
 
 /// Lets the kernel forward IPv6 from `interface`. Before Linux 6.17 no interface has such a switch,
 /// and the node must set `net.ipv6.conf.all.forwarding` itself.
 fn forward_v6(interface: &str) -> Result<(), Error> {
-    let switch = PathBuf::from(format!(
-        "/proc/sys/net/ipv6/conf/{interface}/force_forwarding"
-    ));
-    match fs::write(&switch, "1") {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::file("write 1 to", &switch, error))
-        }
-        _ => Ok(()),
+    match set_v6(interface, "force_forwarding", "1") {
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        done => done,
     }
 }
 

@@ -1,7 +1,9 @@
 //! Enforces a pod's [`Egress`] by nftables in its network namespace: one table with one output chain.
 //!
 //! ```text
-//! loopback, answers, neighbour discovery      accept
+//! answers, neighbour discovery                accept
+//! a source that is not the pod's own          drop
+//! loopback                                    accept
 //! DNS to the pod's servers                    accept if a host is listed by name
 //! addresses that are always denied            reject, also where an IPv6 address embeds one
 //! listed addresses, listed ports              accept
@@ -9,6 +11,8 @@
 //! ```
 //! A host that is listed by name has no address yet, so its port is open to all addresses that are not denied; the
 //! host functions of a Wasm guest check the names themselves. A rejected connection fails at once, not after minutes.
+//! Who sends to itself under the address of somebody it may not reach (IPV6_FREEBIND needs no privilege) would have been
+//! called by that address, and could answer it: so sources of first packets are checked, on loopback, too.
 //! Invariant: the table is replaced in one transaction.
 //! Not here: packets that a process with CAP_NET_RAW sends past the kernel's IP stack.
 
@@ -120,13 +124,17 @@ fn table(list: &List, resolvers: &[IpAddr]) -> Batch {
 
 /// Accepts what needs no list entry.
 fn pass(batch: &mut Batch, resolvers: &[IpAddr]) {
-    let loopback = Rule::default().out_interface(LOOPBACK_INDEX);
-    batch.add_rule(OUT, &loopback.accept());
+    // First, as among them are resets that the kernel makes for a rejected packet, from whom that was addressed to.
     batch.add_rule(OUT, &Rule::default().established().accept());
+    // Its sources are unspecified at times.
     for (first, last) in NEIGHBOUR_DISCOVERY {
         let rule = Rule::default().ipv6().icmpv6_types(first, last);
         batch.add_rule(OUT, &rule.accept());
     }
+    // Without an answer: that would go to whoever has the address.
+    batch.add_rule(OUT, &Rule::default().source_is_not_local().drop());
+    let loopback = Rule::default().out_interface(LOOPBACK_INDEX);
+    batch.add_rule(OUT, &loopback.accept());
     // Before the denied addresses: a node's DNS cache often has a link-local one.
     for resolver in resolvers {
         for protocol in [libc::IPPROTO_UDP, libc::IPPROTO_TCP] {

@@ -38,7 +38,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use builtin::{Builtin, BuiltinConfig};
+pub use builtin::{Builtin, BuiltinConfig, can_check_sources};
 pub use choice::{Choice, Mode};
 pub use cni::{Cni, CniConfig};
 pub use config::{Bandwidth, HostPort, NetworkConfig, Protocol, Resolver};
@@ -189,6 +189,11 @@ impl Network {
     pub fn resume(&self, live: &HashSet<String>) {
         let is_in_use = self.choice.look() == (true, Provider::Cni);
         self.cni.resume(live, is_in_use);
+    }
+
+    /// Removes what is there for pods in general, if no pod is left; to be called once, at the daemon's end.
+    pub fn retire(&self) {
+        self.builtin.retire();
     }
 
     /// Removes from the built-in network what no attachment in `live` owns, and returns one line for each removal. To

@@ -13,7 +13,7 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressMessage;
-use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::link::{LinkFlags, LinkMessage};
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use rustix::io::Errno;
 use rustix::net::netdevice::name_to_index;
@@ -58,6 +58,8 @@ pub(super) struct Link {
     pub(super) mac: Vec<u8>,
     pub(super) group: u32,
     pub(super) is_veth: bool,
+    /// Whether it takes and sends no ARP.
+    pub(super) is_without_arp: bool,
 }
 
 /// Opens a netlink socket of `protocol`, which errors call `name`, in the calling thread's network namespace.
@@ -281,8 +283,10 @@ fn split(datagram: &[u8]) -> Option<(u16, &[u8], &[u8])> {
 /// refuses an interface as a whole when a newer kernel has a longer one.
 fn link(payload: &[u8]) -> Option<Link> {
     let index = u32::from_ne_bytes(payload.get(4..8)?.try_into().ok()?);
+    let flags = u32::from_ne_bytes(payload.get(8..12)?.try_into().ok()?);
     let mut link = Link {
         index,
+        is_without_arp: LinkFlags::from_bits_retain(flags).contains(LinkFlags::Noarp),
         ..Link::default()
     };
     for attribute in NlasIterator::new(payload.get(IFINFOMSG_BYTES..)?).flatten() {

@@ -36,6 +36,9 @@ const LOOPBACK_INDEX: u32 = 1;
 // Source: linux/if_link.h and linux/ip.h.
 const IFLA_INET_CONF: u16 = 1;
 const IPV4_DEVCONF_FORWARDING: u16 = 1;
+const IPV4_DEVCONF_ACCEPT_REDIRECTS: u16 = 4;
+const IPV4_DEVCONF_RP_FILTER: u16 = 8;
+const IPV4_DEVCONF_ACCEPT_SOURCE_ROUTE: u16 = 9;
 const IPV4_DEVCONF_ROUTE_LOCALNET: u16 = 26;
 
 /// The parameters of one pod's veth; all follow from its address.
@@ -76,7 +79,7 @@ fn mac(first: u8, address: Ipv4Addr) -> [u8; 6] {
 
 /// Brings `lo` up.
 pub(super) fn loopback_up() -> Request {
-    up(LOOPBACK_INDEX, "lo")
+    up(LOOPBACK_INDEX, "lo", LinkFlags::empty())
 }
 
 /// Creates both ends, the pod's directly in its namespace. Fails if either name is taken.
@@ -109,16 +112,22 @@ pub(super) fn create(endpoint: &Endpoint, netns: BorrowedFd<'_>) -> Request {
     }
 }
 
-/// Configures the host's end, whose index is `index`.
+/// Configures the host's end, whose index is `index`. Strict rp_filter is the second wall behind the table in
+/// [`super::builtin`]: it holds while somebody has flushed the ruleset, and where the kernel has no nftables. Without ARP the
+/// node learns nothing from the pod, and has no neighbour entries for what the pod claims to be.
 pub(super) fn configure_host(endpoint: &Endpoint, index: u32) -> Vec<Request> {
-    let on = |setting| DefaultNla::new(setting, 1u32.to_ne_bytes().to_vec());
-    let mut switches = vec![on(IPV4_DEVCONF_FORWARDING)];
+    let mut switches = vec![
+        switch(IPV4_DEVCONF_FORWARDING, true),
+        switch(IPV4_DEVCONF_RP_FILTER, true),
+        switch(IPV4_DEVCONF_ACCEPT_REDIRECTS, false),
+        switch(IPV4_DEVCONF_ACCEPT_SOURCE_ROUTE, false),
+    ];
     if endpoint.serves_loopback {
-        switches.push(on(IPV4_DEVCONF_ROUTE_LOCALNET));
+        switches.push(switch(IPV4_DEVCONF_ROUTE_LOCALNET, true));
     }
     let mut requests = vec![
         settings(endpoint, index, Some(inet_conf(&switches))),
-        up(index, &endpoint.host_interface),
+        up(index, &endpoint.host_interface, LinkFlags::Noarp),
     ];
     for address in endpoint.addresses() {
         requests.push(host_route(address, index));
@@ -129,13 +138,17 @@ pub(super) fn configure_host(endpoint: &Endpoint, index: u32) -> Vec<Request> {
 
 /// Stops routing packets with loopback addresses.
 pub(super) fn close_loopback(index: u32, name: &str) -> Request {
-    let off = DefaultNla::new(IPV4_DEVCONF_ROUTE_LOCALNET, 0u32.to_ne_bytes().to_vec());
+    let off = switch(IPV4_DEVCONF_ROUTE_LOCALNET, false);
     let mut message = LinkMessage::default();
     message.header.index = index;
     message
         .attributes
         .push(LinkAttribute::AfSpecUnspec(vec![inet_conf(&[off])]));
     set_link("close the node's loopback to", name, message)
+}
+
+fn switch(setting: u16, is_on: bool) -> DefaultNla {
+    DefaultNla::new(setting, u32::from(is_on).to_ne_bytes().to_vec())
 }
 
 fn inet_conf(switches: &[DefaultNla]) -> AfSpecUnspec {
@@ -151,7 +164,7 @@ pub(super) fn configure_pod(endpoint: &Endpoint, index: u32) -> Vec<Request> {
     if endpoint.kernel_has_v6 {
         requests.push(settings(endpoint, index, None));
     }
-    requests.push(up(index, POD_INTERFACE));
+    requests.push(up(index, POD_INTERFACE, LinkFlags::empty()));
     for address in endpoint.addresses() {
         let gateway = match address {
             IpAddr::V4(_) => IpAddr::V4(GATEWAY_V4),
@@ -225,11 +238,12 @@ fn set_link(operation: &'static str, name: &str, message: LinkMessage) -> Reques
     }
 }
 
-fn up(index: u32, name: &str) -> Request {
+/// Sets the flags `others`, too.
+fn up(index: u32, name: &str, others: LinkFlags) -> Request {
     let mut message = LinkMessage::default();
     message.header.index = index;
-    message.header.flags = LinkFlags::Up;
-    message.header.change_mask = LinkFlags::Up;
+    message.header.flags = LinkFlags::Up | others;
+    message.header.change_mask = LinkFlags::Up | others;
     set_link("bring up", name, message)
 }
 

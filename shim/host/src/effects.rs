@@ -344,4 +344,8 @@ impl coracle_lifecycle::Host for Host {
     fn restore_network(self: Arc<Self>, attachment: Attachment) -> EffectFuture<'static, ()> {
         Box::pin(async move { Host::restore_network(&self, attachment).await })
     }
+
+    fn retire(&self) {
+        Host::retire(self);
+    }
 }

@@ -72,6 +72,11 @@ impl Host {
         network.resume(&owned.live);
     }
 
+    /// Removes what the network of pods has on the node, if there are none. Blocks.
+    pub fn retire(&self) {
+        self.parts.network.retire();
+    }
+
     /// Removes compiled code that neither this daemon's engine nor one of `hashes` can run. Blocks.
     pub fn sweep_compiled(&self, mut hashes: Vec<String>) -> Result<(), Error> {
         hashes.push(self.own_engine().hash);

@@ -321,4 +321,7 @@ pub trait Host: Send + Sync + 'static {
 
     /// Claims again what a recovered pod holds of the network.
     fn restore_network(self: Arc<Self>, attachment: Attachment) -> EffectFuture<'static, ()>;
+
+    /// Removes from the node what is there for pods in general, if no pod is left. The last call of a daemon. Blocks.
+    fn retire(&self);
 }

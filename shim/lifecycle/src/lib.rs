@@ -332,12 +332,11 @@ impl Pods {
     /// Refuses new sandboxes and containers from now on (Draining) and waits, at most `limit`, for work under way.
     pub async fn drain(&self, limit: Duration) {
         self.draining.store(true, Ordering::Release);
-        if tokio::time::timeout(limit, self.shared.work.idle())
-            .await
-            .is_err()
-        {
+        let idle = tokio::time::timeout(limit, self.shared.work.idle());
+        if idle.await.is_err() {
             tracing::warn!("work is still under way; the next daemon finishes or undoes it");
         }
+        recover::retire(&self.shared, limit).await;
     }
 
     /// Waits, at most `limit`, until all records are on the disk.

@@ -136,3 +136,15 @@ async fn sweep(shared: &Arc<Shared>, owned: Owned, drivers: &[Driver]) -> Result
     }
     Ok(())
 }
+
+/// Removes, within `limit`, what the node has for pods in general, if none is left: the counterpart at a daemon's end.
+pub(super) async fn retire(shared: &Shared, limit: Duration) {
+    let host = shared.host();
+    let retired = blocking("retiring", move || {
+        host.retire();
+        Ok(())
+    });
+    if tokio::time::timeout(limit, retired).await.is_err() {
+        tracing::warn!("the node is slow; the next daemon removes what no pod needs");
+    }
+}

@@ -11,6 +11,8 @@ use super::Finding;
 
 /// The subject of findings about the mode.
 const SUBJECT: &str = "network";
+/// The subject of the finding about addresses that pods send under.
+const SOURCES: &str = "pods' addresses";
 
 /// The findings about what connects pods.
 pub(super) fn findings(config: &Config) -> Vec<Finding> {
@@ -20,10 +22,13 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
             decided,
             judge(cni::probe(&network.cni_conf_dir, &network.cni_bin_dirs)),
         ],
-        Ok((Provider::Builtin, decided)) => match unused(config) {
-            Some((found, remedy)) => vec![Finding::warning(SUBJECT, found, remedy)],
-            None => vec![decided],
-        },
+        Ok((Provider::Builtin, decided)) => {
+            let decided = match unused(config) {
+                Some((found, remedy)) => Finding::warning(SUBJECT, found, remedy),
+                None => decided,
+            };
+            vec![decided, sources(coracle_network::can_check_sources())]
+        }
         Err(error) => vec![Finding::missing(
             SUBJECT,
             coracle_spec::error::chain(&error),
@@ -81,6 +86,24 @@ pub fn unused(config: &Config) -> Option<(String, String)> {
     Some((found, remedy))
 }
 
+/// Whether a pod is kept from sending under another's address.
+fn sources(tried: Result<(), coracle_network::Error>) -> Finding {
+    match tried {
+        Ok(()) => Finding::ok(
+            SOURCES,
+            "nobody else sends under them: tried the rule (nftables, fib)",
+        ),
+        Err(error) => Finding::warning(
+            SOURCES,
+            format!(
+                "by IPv6 any pod can send under them, by IPv4 only rp_filter prevents it: {}",
+                coracle_spec::error::chain(&error)
+            ),
+            "modprobe nft_fib_inet, or boot a kernel with CONFIG_NFT_FIB_INET",
+        ),
+    }
+}
+
 fn judge(seen: Result<Probe, Error>) -> Finding {
     let subject = "CNI network";
     match seen {
@@ -115,11 +138,34 @@ mod tests {
     use crate::check::Level;
 
     #[test]
+    fn a_kernel_that_cannot_check_sources_is_warned_of() {
+        let nowhere = std::io::Error::from_raw_os_error(libc::ENOENT);
+        let error = coracle_network::Error::Io {
+            operation: "add a rule to chain",
+            object: "from_pods".to_owned(),
+            source: nowhere,
+        };
+        let found = sources(Err(error));
+        assert_eq!(found.level, Level::Warning);
+        assert!(
+            found.found.contains("IPv6") && found.found.contains("from_pods"),
+            "{found:?}"
+        );
+        assert!(
+            found
+                .remedy
+                .is_some_and(|remedy| remedy.contains("nft_fib_inet"))
+        );
+        assert_eq!(sources(Ok(())).level, Level::Ok);
+    }
+
+    #[test]
     fn a_missing_cni_network_is_found_with_a_remedy() {
         let mut config = Config::default();
         config.network.cni_conf_dir = PathBuf::from("/nonexistent/net.d");
         let found = findings(&config);
-        assert_eq!(found, [Finding::ok(SUBJECT, "builtin")]);
+        assert_eq!(found[0], Finding::ok(SUBJECT, "builtin"));
+        assert_eq!((found.len(), found[1].subject), (2, SOURCES));
         config.network.mode = NetworkMode::Cni;
         let found = findings(&config).remove(1);
         assert_eq!(found.level, Level::Missing);

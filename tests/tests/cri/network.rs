@@ -4,6 +4,7 @@
 
 mod egress;
 mod families;
+mod forged;
 mod outside;
 mod ports;
 mod sctp;

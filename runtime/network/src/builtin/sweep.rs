@@ -5,13 +5,12 @@
 //! before its interface is created; pods whose attachment is unknown keep what they hold.
 //! Not here: which pods are live.
 
-use std::collections::HashSet;
-use std::sync::PoisonError;
+use std::collections::{HashMap, HashSet};
 
 use super::super::error::Error;
 use super::super::netlink::{Link, Netlink};
 use super::super::{Attachment, Provider, veth};
-use super::{Builtin, ignore_gone, masquerade};
+use super::{Builtin, ignore_gone};
 
 /// The first number tried for the interface group in which orphans are deleted together.
 const ORPHAN_GROUP: u32 = 0x000c_04ac;
@@ -21,15 +20,57 @@ impl Builtin {
     pub fn sweep(&self, live: &[Attachment], kept: &HashSet<String>) -> Result<Vec<String>, Error> {
         self.ports.restore(live, kept.is_empty())?;
         let removed = self.sweep_orphans(live, kept);
-        // A kernel that cannot masquerade keeps no address leased, and leftovers keep nobody from masquerading.
-        let masquerade = masquerade::set(&self.config).inspect_err(|_| {
-            tracing::info!(?removed, "swept without masquerading");
-        })?;
-        *self
-            .masquerade
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = masquerade;
+        // What the kernel refuses here keeps no address leased, and leftovers keep nobody from masquerading.
+        self.check_sources(live)
+            .and_then(|()| self.masquerade())
+            .inspect_err(|_| {
+                tracing::info!(?removed, "swept without writing all tables");
+            })?;
         removed
+    }
+
+    /// Has the sources of pods' packets checked, also of pods that a build without this check has attached.
+    fn check_sources(&self, live: &[Attachment]) -> Result<(), Error> {
+        if self.leases() == 0 && live.is_empty() {
+            self.sources.delete_if(|| true);
+            return Ok(());
+        }
+        self.sources.keep()?;
+        let is_leased = |attachment: &Attachment| {
+            let index = self.config.subnet_v4.index_among(&attachment.addresses);
+            index.is_some()
+        };
+        if !live.iter().all(is_leased) {
+            self.sources.stay();
+        }
+        let host = Netlink::open()?;
+        let links = host.links()?;
+        let by_name: HashMap<&str, &Link> = links
+            .iter()
+            .map(|link| (link.name.as_str(), link))
+            .collect();
+        for attachment in live {
+            let link = by_name.get(attachment.host_interface.as_str());
+            let Some(link) = link.filter(|link| !link.is_without_arp) else {
+                continue;
+            };
+            let Some(index) = self.index_of(link) else {
+                continue;
+            };
+            let done = self.configure_host(&host, &self.endpoint(index), link.index);
+            if let Err(error) = ignore_gone(done) {
+                tracing::warn!(interface = %link.name, error = %error, "cannot renew the settings of a pod's interface");
+            }
+        }
+        Ok(())
+    }
+
+    fn masquerade(&self) -> Result<(), Error> {
+        if self.config.masquerade {
+            return self.masquerade.keep();
+        }
+        self.masquerade.delete_if(|| true);
+        Ok(())
     }
 
     /// Removes leases, interfaces and host ports that no pod owns.
@@ -91,6 +132,7 @@ impl Builtin {
 
     /// See [`crate::Network::restore`].
     pub fn restore(&self, attachment: &Attachment) -> Result<(), Error> {
+        self.sources.keep()?;
         if let Some(index) = self.config.subnet_v4.index_among(&attachment.addresses) {
             self.lock_leases().restore(&attachment.pod, index)?;
         }

@@ -6,6 +6,7 @@ mod many;
 mod masquerade;
 mod node;
 mod ports;
+mod sources;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};

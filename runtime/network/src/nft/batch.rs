@@ -160,6 +160,11 @@ impl Batch {
         }
     }
 
+    /// The table's name.
+    pub(crate) fn table(&self) -> &str {
+        &self.table
+    }
+
     /// Adds the table, unless it is there.
     pub(crate) fn add_table(&mut self) {
         let name = Attributes::default().text(NFTA_TABLE_NAME, &self.table);

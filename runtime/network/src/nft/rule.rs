@@ -3,9 +3,10 @@
 //! Written left to right as `nft` prints it: `Rule::default().ipv4().destination(cidr).drop()`.
 //! Invariant: a condition on addresses follows [`Rule::ipv4`] or [`Rule::ipv6`], since their offsets
 //! differ; ports are matched as nft's `th dport`, so the protocol is a condition of its own.
-//! Not here: chains, hooks; conditions on addresses are in `address`.
+//! Not here: chains, hooks; conditions on addresses are in `address`, on routes in `fib`.
 
 mod address;
+mod fib;
 
 use std::net::IpAddr;
 
@@ -30,6 +31,7 @@ const NFT_META_IIFNAME: u32 = 6;
 const NFT_META_OIFNAME: u32 = 7;
 const NFT_META_NFPROTO: u32 = 15;
 const NFT_META_L4PROTO: u32 = 16;
+const NFT_META_IIFKIND: u32 = 26;
 const NFT_CT_STATE: u32 = 0;
 const NFTA_PAYLOAD_BASE: u16 = 2;
 const NFTA_PAYLOAD_OFFSET: u16 = 3;
@@ -51,10 +53,6 @@ const NFT_CMP_GTE: u32 = 5;
 const NFTA_LOOKUP_SET: u16 = 1;
 const NFTA_LOOKUP_SREG: u16 = 2;
 const NFTA_LOOKUP_DREG: u16 = 3;
-const NFTA_FIB_RESULT: u16 = 2;
-const NFTA_FIB_FLAGS: u16 = 3;
-const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
-const NFTA_FIB_F_DADDR: u32 = 2;
 const NFTA_NAT_TYPE: u16 = 1;
 const NFTA_NAT_FAMILY: u16 = 2;
 const NFTA_NAT_REG_ADDR_MIN: u16 = 3;
@@ -72,8 +70,6 @@ const NF_ACCEPT: i32 = 1;
 // Source: linux/netfilter.h.
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
-// Source: linux/rtnetlink.h.
-const RTN_LOCAL: u32 = 2;
 /// Source: linux/netfilter/nf_conntrack_common.h, `NF_CT_STATE_BIT` of established and related.
 const ESTABLISHED_OR_RELATED: u32 = 2 | 4;
 
@@ -110,6 +106,13 @@ impl Rule {
         self.meta(interface_name(hook)).equals(prefix.as_bytes())
     }
 
+    /// Only packets from interfaces of this kind, as in `ip link add type KIND`.
+    pub(crate) fn interface_kind(self, kind: &str) -> Self {
+        let mut name = kind.as_bytes().to_vec();
+        name.resize(libc::IFNAMSIZ, 0);
+        self.meta(NFT_META_IIFKIND).equals(&name)
+    }
+
     /// Only packets from interfaces whose names begin otherwise, or to such ones, depending on the hook.
     pub(crate) fn other_interfaces(self, hook: Hook, prefix: &str) -> Self {
         let loaded = self.meta(interface_name(hook));
@@ -133,18 +136,6 @@ impl Rule {
         loaded
             .masked(&bits)
             .compare(NFT_CMP_NEQ, &0u32.to_ne_bytes())
-    }
-
-    /// Only packets to the node itself.
-    pub(crate) fn destination_is_local(self) -> Self {
-        let loaded = self.expression(
-            "fib",
-            Attributes::default()
-                .number(NFTA_DREG, NFT_REG32_00)
-                .number(NFTA_FIB_RESULT, NFT_FIB_RESULT_ADDRTYPE)
-                .number(NFTA_FIB_FLAGS, NFTA_FIB_F_DADDR),
-        );
-        loaded.equals(&RTN_LOCAL.to_ne_bytes())
     }
 
     /// Only packets to ports `first` to `last`.

@@ -109,6 +109,18 @@ fn nft_reads_what_was_meant() {
         accepts: true,
     };
     batch.add_chain("leaving", Some(base));
+    let base = Base {
+        kind: Kind::Filter,
+        hook: Hook::Prerouting,
+        priority: -450,
+        accepts: true,
+    };
+    batch.add_chain("arriving", Some(base));
+    let from = rule()
+        .interfaces(Hook::Prerouting, "cor")
+        .interface_kind("veth");
+    batch.add_rule("arriving", &from.source_is_elsewhere().drop());
+    batch.add_rule("out", &rule().source_is_not_local().drop());
     let sender = rule().ipv4().snat_to("169.254.1.1".parse().unwrap());
     batch.add_rule("leaving", &sender);
     Nft::open_in(netns.as_fd()).unwrap().commit(batch).unwrap();
@@ -134,6 +146,9 @@ fn nft_reads_what_was_meant() {
         "oifname \"cor*\" drop",
         "type nat hook postrouting priority srcnat; policy accept;",
         "snat ip to 169.254.1.1",
+        "type filter hook prerouting priority -450; policy accept;",
+        "iifname \"cor*\" meta iifkind \"veth\" fib saddr . iif oif missing drop",
+        "fib saddr type != local drop",
     ] {
         assert!(listed.contains(line), "no {line:?} in:\n{listed}");
     }

@@ -367,4 +367,6 @@ impl Host for World {
     fn restore_network(self: Arc<Self>, _: Attachment) -> EffectFuture<'static, ()> {
         Box::pin(async { Ok(()) })
     }
+
+    fn retire(&self) {}
 }

@@ -1,6 +1,9 @@
 //! The promises of egress lists in a pod's namespace, with a world outside to be kept from.
 
+use std::net::UdpSocket;
+
 use super::node::{NODE, NODE_OTHER, NODE_V6, Server, World, run, tcp, udp};
+use super::sources::{freely_bound, received};
 use super::*;
 use coracle_spec::egress::{Egress, List};
 
@@ -141,6 +144,36 @@ fn nothing_is_reached_with_an_empty_list_but_loopback_and_whoever_calls() {
         tcp(&setup.world.outside, &format!("{NODE}:8080")).as_deref(),
         Some("pod 198.51.100.2")
     );
+}
+
+#[test]
+fn who_calls_itself_under_anothers_address_cannot_answer_that_one() {
+    let setup = set_up(&[]);
+    let pod = &setup.pod.netns;
+    let own = setup.attachment.addresses[1];
+    let outside: IpAddr = "2001:db8:1::2".parse().unwrap();
+    let bound = |address| inside(pod, || freely_bound(SocketAddr::new(address, 0)));
+    let forged = bound(outside);
+    let server = bound(own);
+    let other = inside(&setup.world.outside, || {
+        UdpSocket::bind((outside, 0)).unwrap()
+    });
+    // The same ports as in the conversation that there never was.
+    let caller = SocketAddr::new(outside, forged.local_addr().unwrap().port());
+    // The kernel says nothing of a packet that is dropped, and EPERM of one that is refused.
+    let _ = forged.send_to(b"call", server.local_addr().unwrap());
+    let listener = inside(&setup.world.outside, || UdpSocket::bind(caller).unwrap());
+    let _ = server.send_to(b"answer", caller);
+    assert_eq!(received(&listener), None);
+    // A caller from outside is answered, so that the way is there.
+    let mut buffer = [0; 16];
+    other
+        .send_to(b"call", server.local_addr().unwrap())
+        .unwrap();
+    let (length, peer) = server.recv_from(&mut buffer).unwrap();
+    assert_eq!(&buffer[..length], b"call");
+    server.send_to(b"answer", peer).unwrap();
+    assert_eq!(received(&other).as_deref(), Some("answer"));
 }
 
 #[test]

@@ -16,6 +16,7 @@ use crate::HostPort;
 pub(super) const NODE: &str = "198.51.100.1";
 pub(super) const NODE_OTHER: &str = "192.0.2.1";
 pub(super) const NODE_V6: &str = "2001:db8:1::1";
+const SOURCES: &str = "table inet coracle-caab-in {";
 /// How long a packet that leads nowhere is waited for.
 const TIMEOUT: Duration = Duration::from_millis(900);
 
@@ -26,7 +27,7 @@ pub(super) struct World {
     _temp: tempfile::TempDir,
 }
 
-fn netns() -> OwnedFd {
+pub(super) fn netns() -> OwnedFd {
     let config = NamespaceConfig {
         net: true,
         ..NamespaceConfig::default()
@@ -149,9 +150,22 @@ impl World {
         inside(&self.node, || self.network.detach(attachment)).unwrap();
     }
 
-    /// The ruleset of the node, as nft prints it.
+    /// The ruleset of the node, as nft prints it, without the table of sources, which is there with the first pod.
     pub(super) fn ruleset(&self) -> String {
-        run(&self.node, "nft list ruleset")
+        let tables = run(&self.node, "nft list ruleset");
+        let others = tables
+            .split_inclusive("\n}\n")
+            .filter(|table| !table.starts_with(SOURCES));
+        others.collect()
+    }
+
+    /// The table of sources.
+    pub(super) fn sources(&self) -> String {
+        let tables = run(&self.node, "nft list ruleset");
+        let own = tables
+            .split_inclusive("\n}\n")
+            .filter(|table| table.starts_with(SOURCES));
+        own.collect()
     }
 }
 

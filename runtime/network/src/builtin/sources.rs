@@ -1,0 +1,137 @@
+//! The nftables table that drops what a pod sends under an address that is not its own.
+//!
+//! ```text
+//! arriving   filter, prerouting, before fragments are joined   from a pod's veth                       -> from_pods
+//! from_pods                                                    from nobody (0.0.0.0/8, ::)             drop
+//!                                                              answers would not go back to that veth  drop
+//! ```
+//! The routes to the pods say who has which address, so that there is no list of pods, and a packet costs one lookup of a
+//! route however many there are. An address of the node, of a neighbour, of the gateway or of anybody outside has another
+//! route than the veth, or none. Fragments are seen one by one: those of a stranger would otherwise be joined with the
+//! victim's before anybody looks. What is no IP at all stays at the veth: it has no bridge, and takes no ARP (`veth`).
+//! Called by: [`super::Builtin`]. Invariants: the table is there before a pod's first packet, and as long as a pod has an
+//! address, also while no daemon runs; it holds pods that were attached by builds without it.
+//! Not here: what a pod may reach.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use coracle_spec::egress::Cidr;
+
+use super::super::error::Error;
+use super::super::nft::{Base, Batch, Hook, Kind, Nft, Rule};
+use super::super::{NamespaceConfig, create_namespaces};
+use super::fixed::Fixed;
+
+// Source: linux/netfilter_ipv4.h, NF_IP_PRI_RAW_BEFORE_DEFRAG.
+const PRIORITY_BEFORE_DEFRAGMENTATION: i32 = -450;
+const ARRIVING: &str = "arriving";
+const FROM_PODS: &str = "from_pods";
+
+/// The table of one daemon.
+#[derive(Debug)]
+pub(super) struct Sources {
+    table: Fixed,
+    /// Whether this kernel cannot have it.
+    is_unknown: AtomicBool,
+    /// Whether pods have addresses that nobody counts, since the subnet was changed.
+    stays: AtomicBool,
+}
+
+impl Sources {
+    /// The table for the pods whose veths have this prefix. Nothing is written yet.
+    pub(super) fn new(interface_prefix: &str) -> Self {
+        Self {
+            table: Fixed::new(batch(interface_prefix)),
+            is_unknown: AtomicBool::new(false),
+            stays: AtomicBool::new(false),
+        }
+    }
+
+    /// Writes the table unless it is there. A kernel that cannot have it is told of in the log, once: pods are held by less
+    /// then. Errors: the kernel refuses for another reason.
+    pub(super) fn keep(&self) -> Result<(), Error> {
+        if self.is_unknown.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        match self.table.keep() {
+            Err(error) if is_unknown(&error) => {
+                self.is_unknown.store(true, Ordering::Relaxed);
+                tracing::warn!(
+                    error = %error,
+                    "this kernel's nftables cannot look up routes (fib): by IPv6 a pod can send under another's address, by IPv4 \
+                     rp_filter of its interface prevents it; load nft_fib_inet and restart, see `coracle check`"
+                );
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    /// Leaves the table to the next daemon in any case.
+    pub(super) fn stay(&self) {
+        self.stays.store(true, Ordering::Relaxed);
+    }
+
+    /// Deletes the table if no pod has an address.
+    pub(super) fn delete_if(&self, is_unused: impl FnOnce() -> bool) {
+        if !self.stays.load(Ordering::Relaxed) {
+            self.table.delete_if(is_unused);
+        }
+    }
+}
+
+/// Whether this kernel can check the sources of pods' packets, tried in a network namespace that is gone afterwards.
+/// Errors: why not.
+pub fn can_check_sources() -> Result<(), Error> {
+    let config = NamespaceConfig {
+        net: true,
+        ..NamespaceConfig::default()
+    };
+    let made = create_namespaces(config, None)?;
+    match made.net {
+        Some(netns) => Nft::open_in(std::os::fd::AsFd::as_fd(&netns))?.commit(batch("cor")),
+        None => Ok(()),
+    }
+}
+
+/// Whether the kernel lacks nf_tables or the expression.
+fn is_unknown(error: &Error) -> bool {
+    let codes = [libc::ENOENT, libc::EOPNOTSUPP, libc::EPROTONOSUPPORT];
+    error
+        .raw_os_error()
+        .is_some_and(|code| codes.contains(&code))
+}
+
+fn batch(interface_prefix: &str) -> Batch {
+    let mut batch = Batch::new(&format!("coracle-{interface_prefix}-in"));
+    batch.renew_table();
+    let base = Base {
+        kind: Kind::Filter,
+        hook: Hook::Prerouting,
+        priority: PRIORITY_BEFORE_DEFRAGMENTATION,
+        accepts: true,
+    };
+    batch.add_chain(FROM_PODS, None);
+    // The kernel's lookup lets these two pass to groups and to everybody.
+    for nobody in nobodies() {
+        let rule = Rule::default().family_of(nobody.base()).source(nobody);
+        batch.add_rule(FROM_PODS, &rule.drop());
+    }
+    let elsewhere = Rule::default().source_is_elsewhere();
+    batch.add_rule(FROM_PODS, &elsewhere.drop());
+    batch.add_chain(ARRIVING, Some(base));
+    // An interface of the operator may begin with the same letters.
+    let rule = Rule::default()
+        .interfaces(base.hook, interface_prefix)
+        .interface_kind("veth");
+    batch.add_rule(ARRIVING, &rule.jump(FROM_PODS));
+    batch
+}
+
+fn nobodies() -> [Cidr; 2] {
+    let v4 = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    let v6 = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    // Its last 24 bits are zero.
+    [Cidr::new(v4, 8).unwrap_or(Cidr::host(v4)), Cidr::host(v6)]
+}
