@@ -416,6 +416,9 @@ mod tests {
             unpacker: Unpacker,
         ) -> BoxFuture<'static, Result<Box<dyn RunningUnpacker>, Cause>> {
             let verdict = serde_json::to_vec(&self.0).unwrap();
+            let mut job = [0; 8192];
+            let flags = rustix::net::RecvFlags::empty();
+            rustix::net::recv(&unpacker.socket, &mut job, flags).unwrap();
             let flags = rustix::net::SendFlags::empty();
             rustix::net::send(&unpacker.socket, &verdict, flags).unwrap();
             let gone: Box<dyn RunningUnpacker> = Box::new(Gone);
