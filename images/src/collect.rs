@@ -11,7 +11,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::blobs::{Temporary, blocking};
+use crate::blobs::Temporary;
+use crate::blocking::removing;
 use crate::error::Error;
 use crate::metadata::{Change, LayerRecord, Program, Record};
 use crate::reference::{Digest, ImageId};
@@ -34,7 +35,7 @@ impl Images {
     /// Deletes nothing while damaged metadata is kept (see the log). Errors: the disk fails.
     pub async fn collect(&self, spare: Duration) -> Result<Collected, Error> {
         let inner = self.inner.clone();
-        blocking("collecting unused content", move || inner.collect(spare)).await
+        removing("collecting unused content", move || inner.collect(spare)).await
     }
 
     /// Makes [`Images::garbage`] return: something that belongs to removed images may be left.

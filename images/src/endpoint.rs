@@ -89,6 +89,8 @@ pub(crate) struct Rules<'a> {
     pub limits: TransferLimits,
     /// The proxies for hosts that have none of their own.
     pub proxies: &'a Arc<Proxies>,
+    /// The namespace that needs the image; empty if unknown.
+    pub tenant: &'a Arc<str>,
     /// Another host follows, so that requests to this one are not repeated.
     pub has_next: bool,
 }
@@ -121,6 +123,7 @@ impl Endpoint {
         let Rules {
             limits,
             proxies,
+            tenant,
             has_next,
         } = rules;
         let name = name(reference, &upstream);
@@ -137,7 +140,7 @@ impl Endpoint {
             Some(Credentials::Identity(token)) => Auth::Identity(token.clone()),
         };
         Ok(Self {
-            wire: Wire::new(&upstream, &name, limits.idle, proxies)?,
+            wire: Wire::new(&upstream, &name, limits.idle, proxies, tenant)?,
             reference: reference.clone(),
             upstream,
             given,

@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::blobs::blocking;
+use crate::blocking::removing;
 use crate::error::Error;
 use crate::image::Image;
 use crate::manifest::PlatformPreference;
@@ -84,7 +84,7 @@ impl Images {
     /// Errors: the disk fails.
     pub async fn remove(&self, name: &str) -> Result<Option<Arc<Image>>, Error> {
         let (inner, name) = (self.inner.clone(), name.to_owned());
-        blocking("removing an image", move || {
+        removing("removing an image", move || {
             let first = inner.remove(&name)?;
             if first.is_some() {
                 inner.remove(&name)?;

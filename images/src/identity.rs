@@ -7,14 +7,18 @@
 //! image has an id by its manifest.
 //! Not here: names of images, disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::Error;
 use crate::metadata::{Program, Record};
 use crate::reference::{Digest, ImageId};
+use crate::run_config::weight_of;
+use crate::tenants::{Tenant, zone_of};
 
-/// Most names of an image. Of the registry that has given it the most of them, some are dropped to make room.
+/// Most names of an image. Some of whoever has given it the most of them are dropped to make room.
 const MAX_NAMES: usize = 1024;
+/// Most bytes of them together.
+const MAX_NAME_BYTES: usize = 96 << 10;
 
 /// An image that is about to be recorded. The id in its record is not final.
 #[derive(Debug)]
@@ -69,6 +73,10 @@ impl Candidate {
             kept.add_proven(self.record.proven);
             kept.add_verified(self.record.verified);
             kept.kept = self.record.kept.or(kept.kept);
+            kept.brought_by = match self.record.brought_by {
+                Some(Tenant::Operator) => Some(Tenant::Operator),
+                new => kept.brought_by.or(new),
+            };
             return Ok(kept);
         }
         match ids.into_iter().find(|id| known(id).is_none()) {
@@ -81,33 +89,81 @@ impl Candidate {
     }
 }
 
-/// Drops names of `kept` until those of `new`, which is the same image, make no more than [`MAX_NAMES`]: names of the
-/// registry that it has the most names of, so that nobody's many names cost others theirs. Pinned names stay.
+/// Drops names of `kept` until those of `new`, which is the same image, make no more than [`MAX_NAMES`], nor more than
+/// [`MAX_NAME_BYTES`]. Pinned names stay.
 fn make_room_for_names(kept: &mut Record, new: &Record) {
-    let is_new = |name: &String| new.tags.contains(name) || new.digests.contains(name);
+    let is_new = |name: &&String| new.tags.contains(*name) || new.digests.contains(*name);
+    let bytes_of = |names: &BTreeSet<String>| names.iter().map(String::len).sum::<usize>();
     let most = MAX_NAMES.saturating_sub(new.tags.len() + new.digests.len());
+    let most_bytes = MAX_NAME_BYTES.saturating_sub(bytes_of(&new.tags) + bytes_of(&new.digests));
+    // Tags first: of one repository they go before the digest, which says more.
     let old = kept.tags.iter().chain(&kept.digests);
-    let old = old.filter(|name| !is_new(name)).cloned();
-    let mut by_registry: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    let mut count = 0;
-    for name in old {
-        count += 1;
-        let registry = name.split('/').next().unwrap_or_default().to_owned();
-        if !kept.pins.contains(&name) {
-            by_registry.entry(registry).or_default().push(name);
-        }
-    }
-    while count > most {
-        let Some(names) = by_registry.values_mut().max_by_key(|names| names.len()) else {
+    let old: Vec<String> = old.filter(|name| !is_new(name)).cloned().collect();
+    let (mut count, mut bytes) = (old.len(), old.iter().map(String::len).sum::<usize>());
+    let old = old.into_iter().filter(|name| !kept.pins.contains(name));
+    let mut old: Vec<OldName> = old.map(OldName::new).collect();
+    let own = new.tags.iter().chain(&new.digests).next();
+    let own = own.map(|name| OldName::new(name.clone()));
+    while count > most || bytes > most_bytes {
+        let Some(place) = most_crowded(&old, own.as_ref()) else {
             return;
         };
-        let Some(name) = names.pop() else { return };
+        let name = old.remove(place).name;
         kept.tags.remove(&name);
         kept.digests.remove(&name);
         kept.of_namespace.remove(&name);
         kept.proven.remove(&name);
         count -= 1;
+        bytes -= name.len();
     }
+}
+
+/// A name of an image, and the ranks by which it is one of many: its zone, registry, and the parts of its repository.
+struct OldName {
+    name: String,
+    ranks: Vec<String>,
+}
+
+impl OldName {
+    fn new(name: String) -> Self {
+        let repository = name.split('@').next().unwrap_or_default();
+        let tag = repository.rfind(':').filter(|colon| {
+            let slash = repository.rfind('/');
+            slash.is_some_and(|slash| slash < *colon)
+        });
+        let repository = &repository[..tag.unwrap_or(repository.len())];
+        let mut parts = repository.split('/');
+        let registry = parts.next().unwrap_or_default();
+        let ranks = [zone_of(registry), registry.to_owned()];
+        let ranks = ranks.into_iter().chain(parts.map(str::to_owned)).collect();
+        Self { name, ranks }
+    }
+}
+
+/// The place of a name to drop: of the zone whose names take the most, and there of the registry, and so on down to one
+/// repository, so that nobody's many names or copies cost an image those of others. Of equals `own` loses.
+fn most_crowded(names: &[OldName], own: Option<&OldName>) -> Option<usize> {
+    let mut chosen: Vec<usize> = (0..names.len()).collect();
+    let mut level = 0;
+    while chosen.len() > 1 {
+        let mut by_rank: BTreeMap<Option<&String>, Vec<usize>> = BTreeMap::new();
+        for place in chosen {
+            let rank = names[place].ranks.get(level);
+            by_rank.entry(rank).or_default().push(place);
+        }
+        let own = own.and_then(|own| own.ranks.get(level));
+        let crowd = |(rank, those): &(Option<&String>, Vec<usize>)| {
+            let taken = weight_of(those.iter().map(|place| &names[*place].name));
+            (taken, *rank == own)
+        };
+        let (rank, those) = by_rank.into_iter().max_by_key(crowd)?;
+        if rank.is_none() {
+            return those.first().copied();
+        }
+        chosen = those;
+        level += 1;
+    }
+    chosen.first().copied()
 }
 
 /// True if both are the same image; names, ids and compressed sizes do not count.

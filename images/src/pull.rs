@@ -36,6 +36,7 @@ use crate::run_config::RunConfig;
 use crate::signature::{Demands, Facts};
 use crate::singleflight::PullRequest;
 use crate::store::Inner;
+use crate::tenants::Tenant;
 use crate::transfers::Progress;
 use crate::{failpoint, image_config, verify, wasm};
 use fetch::Want;
@@ -61,6 +62,8 @@ pub(crate) struct Pull {
     target: Target,
     platform: PlatformPreference,
     origin: Origin,
+    /// Who brings the image.
+    tenant: Tenant,
     /// What the signature policy demands of the image.
     demands: Demands,
     progress: Arc<Progress>,
@@ -76,7 +79,8 @@ impl Pull {
         request: &PullRequest,
         demands: Demands,
     ) -> Result<Self, Error> {
-        let registry = Registry::new(&reference, request.auth.as_ref(), &inner.config)?;
+        let (auth, namespace) = (request.auth.as_ref(), request.namespace.as_str());
+        let registry = Registry::new(&reference, auth, namespace, &inner.config)?;
         let target = reference.target().clone();
         let names = Names {
             references: vec![reference],
@@ -84,13 +88,15 @@ impl Pull {
             is_pinned: false,
         };
         let origin = Origin::Registry(registry);
+        let tenant = Tenant::of_pull(namespace, names.registry());
         Ok(Self {
+            tenant,
             demands,
             ..Self::from(inner, origin, names, target, request.platform)
         })
     }
 
-    /// Prepares the transfer of the image `target` of `origin` into the store, under `names`.
+    /// Prepares the transfer of the image `target` of `origin` into the store, under `names`, for the operator.
     pub(crate) fn from(
         inner: Arc<Inner>,
         origin: Origin,
@@ -106,6 +112,7 @@ impl Pull {
             target,
             platform,
             origin,
+            tenant: Tenant::Operator,
             demands: Demands::default(),
             progress,
             pins,
@@ -191,6 +198,7 @@ impl Pull {
             verified: self.verified(&facts),
             proven: self.proven(facts),
             of_namespace: BTreeSet::new(),
+            brought_by: Some(self.tenant.clone()),
             kept: self.kept(resolved),
         };
         self.names.add_to(&mut record, &resolved.top);

@@ -16,6 +16,7 @@ use crate::image::{Artifact, Image, Kind, LinuxImage, WasmImage};
 use crate::reference::{Digest, ImageId};
 use crate::run_config::{RunConfig, weight_of};
 use crate::signature::Facts;
+use crate::tenants::{Tenant, zone_of};
 use crate::unpack::Usage;
 
 /// Most facts about signatures under one name of an image, and of those that earlier builds look for.
@@ -62,6 +63,9 @@ pub(crate) struct Record {
     /// Those of its names by which nothing but the policy of a namespace has accepted it, instead of the node's.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub of_namespace: BTreeSet<String>,
+    /// Who has brought it first; `None` in records of builds that did not keep that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub brought_by: Option<Tenant>,
     /// What is stored only so that an export gives the image as it was received. The image works without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<Kept>,
@@ -132,6 +136,17 @@ impl Record {
             // The store has each name once more, to find it by, and so has the public form.
             + 3 * weight_of(names.into_iter().flatten())
             + digests as u64 * DIGEST_BYTES
+    }
+
+    /// In whose share it counts: whoever brought it, or else its first name's zone.
+    pub(crate) fn tenant(&self) -> Tenant {
+        let zone = || {
+            let mut names = self.digests.iter().chain(&self.tags);
+            let registry = names.next().and_then(|name| name.split('/').next());
+            registry.map(|registry| Tenant::Zone(zone_of(registry)))
+        };
+        let known = self.brought_by.clone().or_else(zone);
+        known.unwrap_or(Tenant::Operator)
     }
 
     /// Every blob of the store that the record names.

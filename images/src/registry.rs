@@ -38,12 +38,13 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// Prepares requests to the registry of `reference` and its mirrors; nothing is sent yet.
+    /// Prepares requests to the registry of `reference` and its mirrors, for `tenant`; nothing is sent yet.
     ///
     /// Errors: the configuration of its mirrors is invalid.
     pub(crate) fn new(
         reference: &ImageRef,
         credentials: Option<&Credentials>,
+        tenant: &str,
         config: &ImagesConfig,
     ) -> Result<Self, Error> {
         let is_plain =
@@ -56,10 +57,12 @@ impl Registry {
             min_rate: config.pull_min_bytes_per_s,
         };
         let proxies = Arc::new(config.proxies.clone());
+        let tenant: Arc<str> = tenant.into();
         let endpoint = |(place, upstream)| {
             let rules = Rules {
                 limits,
                 proxies: &proxies,
+                tenant: &tenant,
                 has_next: place < last,
             };
             Endpoint::new(reference, upstream, credentials, rules)

@@ -6,9 +6,11 @@
 //! Not here: how a pull is done.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use futures_util::future::{BoxFuture, FutureExt as _, Shared, WeakShared};
+use futures_util::future::{BoxFuture, Either, FutureExt as _, Shared, WeakShared, select};
+use tokio::sync::Notify;
 
 use crate::endpoint::Credentials;
 use crate::error::Error;
@@ -25,7 +27,7 @@ pub struct PullRequest {
     pub auth: Option<Credentials>,
     /// Which entry of an index.
     pub platform: PlatformPreference,
-    /// The namespace of the pod that needs the image, whose signature policy counts; empty if there is none.
+    /// The namespace of the pod that needs the image, whose signature policy and share count; empty if there is none.
     pub namespace: String,
 }
 
@@ -43,31 +45,62 @@ pub(crate) type PullResult = Result<Arc<Image>, Arc<Error>>;
 /// What two pulls must have in common to be one. The last is the namespace, where namespaces have policies of their own.
 pub(crate) type Key = (ImageRef, Option<Credentials>, PlatformPreference, String);
 
+/// A pull that is running.
+pub(crate) type Running = Shared<BoxFuture<'static, PullResult>>;
+
 /// The running pulls.
 #[derive(Default)]
 pub(crate) struct InFlightPulls {
     pulls: Mutex<HashMap<Key, WeakShared<BoxFuture<'static, PullResult>>>>,
+    /// Told of each new one.
+    started: Notify,
 }
 
 impl InFlightPulls {
+    /// Waits until a pull for `key` is running, or for `turn`.
+    pub(crate) async fn started_before<T>(
+        &self,
+        key: &Key,
+        turn: impl Future<Output = T>,
+    ) -> Either<Running, T> {
+        let mut turn = pin!(turn);
+        loop {
+            let started = pin!(self.started.notified());
+            if let Some(running) = self.lock().get(key).and_then(running) {
+                return Either::Left(running);
+            }
+            if let Either::Left((turn, _)) = select(&mut turn, started).await {
+                return Either::Right(turn);
+            }
+        }
+    }
+
     /// The running pull for `key`, or a new one made by `start`.
     pub(crate) fn join(
         &self,
         key: Key,
         start: impl FnOnce() -> BoxFuture<'static, PullResult>,
-    ) -> Shared<BoxFuture<'static, PullResult>> {
-        let mut pulls = self.pulls.lock().unwrap_or_else(PoisonError::into_inner);
+    ) -> Running {
+        let mut pulls = self.lock();
         pulls.retain(|_, pull| pull.upgrade().is_some());
-        let running = pulls
-            .get(&key)
-            .and_then(WeakShared::upgrade)
-            .filter(|pull| pull.peek().is_none());
-        running.unwrap_or_else(|| {
-            let pull = start().shared();
-            if let Some(weak) = pull.downgrade() {
-                pulls.insert(key, weak);
-            }
-            pull
-        })
+        if let Some(running) = pulls.get(&key).and_then(running) {
+            return running;
+        }
+        let pull = start().shared();
+        if let Some(weak) = pull.downgrade() {
+            pulls.insert(key, weak);
+        }
+        drop(pulls);
+        self.started.notify_waiters();
+        pull
     }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, WeakShared<BoxFuture<'static, PullResult>>>> {
+        self.pulls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The pull, if somebody waits for it and it has not ended.
+fn running(pull: &WeakShared<BoxFuture<'static, PullResult>>) -> Option<Running> {
+    pull.upgrade().filter(|pull| pull.peek().is_none())
 }

@@ -253,7 +253,7 @@ impl Inner {
                 .extend(others.filter_map(|other| other.without_names(&new.tags, &new.digests)));
             record
         };
-        self.make_room(&record)?;
+        self.make_room(&record, &new.tenant())?;
         let is_here = |id: &ImageId| self.read().images.contains_key(id);
         change.put_images.retain(|other| is_here(&other.id));
         let id = record.id.clone();

@@ -11,7 +11,9 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
-use coracle_unpack::{Bounds, Compression, IoOperation, Job, Limit, Unpacked, Verdict};
+use coracle_unpack::{
+    Bounds, Compression, INODE_BYTES, IoOperation, Job, Limit, Unpacked, Verdict,
+};
 use futures_util::future::BoxFuture;
 
 use crate::config::Limits;
@@ -232,11 +234,34 @@ async fn run(
     let verdict = verdict(ours, directory, most, allowed, died).await?;
     let ended = running.end().await;
     match (verdict, ended) {
-        (Ok(Verdict::Unpacked(unpacked)), _) => Ok(unpacked),
+        (Ok(Verdict::Unpacked(unpacked)), _) => plausible(unpacked, &job.bounds).map_err(died),
         (Ok(refused), _) => Err(packed.refused(refused, into, &budget.limits)),
         (Err(_), Err(cause)) => Err(died(cause)),
         (Err(error), Ok(())) => Err(failed(error)),
     }
+}
+
+/// What an unpacker reports, if a job with `bounds` can have given it. Errors: it cannot.
+fn plausible(unpacked: Unpacked, bounds: &Bounds) -> Result<Unpacked, Cause> {
+    let Unpacked {
+        bytes,
+        inodes,
+        archive_bytes,
+        entries,
+        ..
+    } = unpacked;
+    // The directory of the layer itself has no entry.
+    let most_inodes = entries.saturating_add(1);
+    let most_bytes = archive_bytes.saturating_add(most_inodes.saturating_mul(INODE_BYTES));
+    let fits = archive_bytes <= bounds.bytes && entries <= bounds.entries;
+    if fits && inodes <= most_inodes && bytes <= most_bytes {
+        return Ok(unpacked);
+    }
+    let problem = format!(
+        "it reports {bytes} bytes and {inodes} inodes of {entries} entries in {archive_bytes} bytes, and its job allows {} entries in {} bytes",
+        bounds.entries, bounds.bytes
+    );
+    Err(problem.into())
 }
 
 /// Waits for the verdict of an unpacker that runs, at most for `allowed`. Errors: it is too slow; the daemon ends.
@@ -334,6 +359,7 @@ impl Packed<'_> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test panics to fail")]
 mod tests {
     use super::*;
 
@@ -371,6 +397,73 @@ mod tests {
             .chain([format!("{oci}+xz")])
         {
             assert_eq!(of(&other), None, "{other}");
+        }
+    }
+    /// Reports what it is told to, as one that its layer has taken over.
+    struct Liar(Verdict);
+
+    struct Gone;
+
+    impl RunningUnpacker for Gone {
+        fn end(self: Box<Self>) -> BoxFuture<'static, Result<(), Cause>> {
+            Box::pin(std::future::ready(Ok(())))
+        }
+    }
+
+    impl UnpackerLauncher for Liar {
+        fn start(
+            &self,
+            unpacker: Unpacker,
+        ) -> BoxFuture<'static, Result<Box<dyn RunningUnpacker>, Cause>> {
+            let verdict = serde_json::to_vec(&self.0).unwrap();
+            let mut job = [0; 8192];
+            let flags = rustix::net::RecvFlags::empty();
+            rustix::net::recv(&unpacker.socket, &mut job, flags).unwrap();
+            let flags = rustix::net::SendFlags::empty();
+            rustix::net::send(&unpacker.socket, &verdict, flags).unwrap();
+            let gone: Box<dyn RunningUnpacker> = Box::new(Gone);
+            Box::pin(std::future::ready(Ok(gone)))
+        }
+    }
+
+    #[tokio::test]
+    async fn numbers_that_no_unpacker_can_have_are_not_believed() {
+        let directory = tempfile::tempdir().unwrap();
+        let blob = directory.path().join("blob");
+        std::fs::write(&blob, "blob").unwrap();
+        let digest = Digest::of(b"");
+        let source = Source {
+            path: &blob,
+            digest: &digest,
+            media_type: "application/vnd.oci.image.layer.v1.tar",
+            diff_id: &digest,
+        };
+        let honest = Unpacked {
+            digest: digest.hex().to_owned(),
+            bytes: 1000 + 2 * 512,
+            inodes: 2,
+            archive_bytes: 10_240,
+            entries: 1,
+        };
+        let lies: [fn(&mut Unpacked); 5] = [
+            |lie| lie.bytes = u64::MAX,
+            |lie| lie.bytes = 10_240 + 2 * 512 + 1,
+            |lie| lie.inodes = 3,
+            |lie| lie.entries = 2_000_001,
+            |lie| lie.archive_bytes = (32 << 30) + 1,
+        ];
+        let unpack = async |unpacked: Unpacked| {
+            let liar = Liar(Verdict::Unpacked(unpacked));
+            let mut budget = Budget::new(&Limits::default());
+            super::unpack(&liar, &source, directory.path(), &mut budget).await
+        };
+        let usage = unpack(honest.clone()).await.unwrap();
+        assert_eq!((usage.bytes, usage.inodes), (2024, 2));
+        for lie in lies {
+            let mut unpacked = honest.clone();
+            lie(&mut unpacked);
+            let refused = unpack(unpacked).await.unwrap_err();
+            assert!(refused.to_string().contains("it reports"), "{refused}");
         }
     }
 }

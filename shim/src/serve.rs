@@ -5,6 +5,7 @@
 //! Invariant: the daemon owns no pod: when it ends, keepers continue and the next daemon finds them.
 //! Must not know: RPCs, phases.
 
+mod disks;
 mod parts;
 
 use std::error::Error;
@@ -38,6 +39,7 @@ use crate::reload::{self, Held, Reloads, Targets};
 use crate::tasks;
 use crate::unpackers::Unpackers;
 use crate::watchdog;
+use disks::Disks;
 
 /// Threads that answer RPCs; the daemon waits more than it computes.
 const MAX_WORKERS: usize = 4;
@@ -256,8 +258,11 @@ fn node(config: &Config, cgroups: &Cgroups) -> Result<Node, Box<dyn Error>> {
     if cgroups.version() == Version::V1 {
         tracing::info!("this node has cgroup v1; kubelet 1.35 and later need failCgroupV1: false");
     }
+    let disks = Disks::of(&config.root);
     Ok(Node {
         root_dir: config.root.clone(),
+        layers_dir: disks.layers,
+        splits_images: disks.are_split,
         state_dir: config.run.clone(),
         cgroup_driver,
         maps_users: crate::check::maps_users(),

@@ -132,6 +132,8 @@ pub struct ScriptedRegistry {
 struct Script {
     end: AtomicBool,
     answers: Mutex<HashMap<String, Answer>>,
+    /// What comes once, before those.
+    first: Mutex<HashMap<String, Vec<Answer>>>,
     /// Every request with its header fields, oldest first.
     requests: Mutex<Vec<String>>,
 }
@@ -168,6 +170,12 @@ impl ScriptedRegistry {
     pub fn on(&self, path: &str, answer: Answer) {
         let mut answers = lock(&self.script.answers);
         answers.insert(path.to_owned(), answer);
+    }
+
+    /// The next request of `path` is answered so; after those that are set already.
+    pub fn once(&self, path: &str, answer: Answer) {
+        let mut first = lock(&self.script.first);
+        first.entry(path.to_owned()).or_default().push(answer);
     }
 
     /// Serves an image, honestly, as `repository:tag`. Gives the digest of its manifest.
@@ -214,7 +222,10 @@ impl Script {
             let path = fields.next().unwrap_or_default();
             let path = path.split('?').next().unwrap_or_default().to_owned();
             lock(&self.requests).push(request);
-            let answer = lock(&self.answers).get(&path).cloned();
+            let first = lock(&self.first)
+                .get_mut(&path)
+                .and_then(|answers| (!answers.is_empty()).then(|| answers.remove(0)));
+            let answer = first.or_else(|| lock(&self.answers).get(&path).cloned());
             let answer = answer.unwrap_or_else(|| match path.as_str() {
                 "/v2/" => Answer::ok("{}"),
                 _ => Answer::status(404),

@@ -123,14 +123,17 @@ fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
 pub(super) struct Resolver {
     pub policy: AddressPolicy,
     pub proxies: Arc<Proxies>,
+    /// For whom it looks up names.
+    pub tenant: Arc<str>,
 }
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
         let (policy, host) = (self.policy, name.as_str().to_owned());
+        let tenant = self.tenant.clone();
         let is_proxy = self.proxies.is_proxy(&host);
         Box::pin(async move {
-            let found = lookup::addresses(&host).await?;
+            let found = lookup::addresses(&tenant, &host).await?;
             let is_empty = found.is_empty();
             let allowed: Vec<SocketAddr> = found
                 .into_iter()
@@ -233,6 +236,7 @@ mod tests {
             let resolver = Resolver {
                 policy,
                 proxies: Arc::new(proxies),
+                tenant: "".into(),
             };
             match resolver.resolve("localhost".parse().unwrap()).await {
                 Ok(mut found) => assert!(is_allowed && found.next().is_some()),

@@ -28,6 +28,8 @@ pub(super) struct Connections<'a> {
     /// The client is for the host itself.
     pub is_own: bool,
     pub proxies: &'a Arc<Proxies>,
+    /// For whom names are looked up.
+    pub tenant: &'a Arc<str>,
     /// The idle timeout, which a connection must not exceed; the timeouts of requests are [`super::Endpoint`]'s.
     pub idle: Duration,
 }
@@ -44,6 +46,7 @@ pub(super) fn client(connections: Connections<'_>) -> Result<Client, reqwest::Er
         policy,
         is_own,
         proxies,
+        tenant,
         idle,
     } = connections;
     let mut authorities = Vec::new();
@@ -57,6 +60,7 @@ pub(super) fn client(connections: Connections<'_>) -> Result<Client, reqwest::Er
         .dns_resolver(Resolver {
             policy,
             proxies: Arc::clone(proxies),
+            tenant: Arc::clone(tenant),
         })
         .http1_only()
         .http1_max_headers(MAX_HEADERS)

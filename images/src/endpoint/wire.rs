@@ -69,6 +69,8 @@ pub(super) struct Wire {
     name: String,
     idle: Duration,
     proxies: Arc<Proxies>,
+    /// For whom it works.
+    tenant: Arc<str>,
     own: Client,
     own_policy: AddressPolicy,
     /// For all other origins; created when first needed.
@@ -76,12 +78,13 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    /// Nothing is sent yet. `name` is the host's, for messages. Errors: the certificates of the configuration cannot be used.
+    /// Nothing is sent yet. `name` is the host's, for messages; `tenant` is for whom. Errors: the certificates of the configuration cannot be used.
     pub(super) fn new(
         upstream: &Upstream,
         name: &str,
         idle: Duration,
         proxies: Arc<Proxies>,
+        tenant: &Arc<str>,
     ) -> Result<Self, Error> {
         let own_policy = AddressPolicy {
             loopback: true,
@@ -92,6 +95,7 @@ impl Wire {
             policy: own_policy,
             is_own: true,
             proxies: &proxies,
+            tenant,
             idle,
         };
         let own = client(connections).map_err(|error| setup_failed(name, &error))?;
@@ -100,6 +104,7 @@ impl Wire {
             name: name.to_owned(),
             idle,
             proxies,
+            tenant: tenant.clone(),
             own,
             own_policy,
             other: OnceLock::new(),
@@ -270,6 +275,7 @@ impl Wire {
             policy,
             is_own: false,
             proxies: &self.proxies,
+            tenant: &self.tenant,
             idle: self.idle,
         });
         let made = made.map_err(|error| setup_failed(&self.name, &error))?;

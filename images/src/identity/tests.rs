@@ -30,6 +30,7 @@ fn candidate(manifest: &str, program: Program) -> Candidate {
         proven: BTreeMap::new(),
         verified: BTreeSet::new(),
         of_namespace: BTreeSet::new(),
+        brought_by: None,
         manifest: Some(Digest::of(manifest.as_bytes())),
         kept: None,
     };
@@ -168,4 +169,76 @@ fn many_names_of_one_registry_cost_only_its_own() {
     for name in ["b.io/victim:1", "c.io/other:1", "a.io/0/pinned:1"] {
         assert!(kept.tags.contains(name), "{name}");
     }
+}
+
+#[test]
+fn copies_of_an_image_never_cost_the_original_its_names() {
+    let original = [
+        "docker.io/library/busybox:1.36".to_owned(),
+        format!("docker.io/library/busybox@{}", Digest::of(b"index")),
+    ];
+    let copies: [fn(usize) -> String; 5] = [
+        // Tags of one repository, repositories of one owner, ports and hosts of one server.
+        |number| format!("docker.io/evil/copy:{number}"),
+        |number| format!("docker.io/evil/copy{number}:latest"),
+        |number| format!("docker.io/evil/a{number}/b/c:latest"),
+        |number| format!("evil.example:{}/copy:latest", number + 1),
+        |number| format!("r{number}.evil.example/copy:latest"),
+    ];
+    for copy in copies {
+        let named = |name: &str| {
+            let mut candidate = candidate("m", module(b"m"));
+            let names = BTreeSet::from([name.to_owned()]);
+            let none = BTreeSet::new();
+            let is_digest = name.contains('@');
+            candidate.record.tags = if is_digest {
+                none.clone()
+            } else {
+                names.clone()
+            };
+            candidate.record.digests = if is_digest { names } else { none };
+            candidate
+        };
+        let all = original.iter().cloned();
+        let all: Vec<Candidate> = all
+            .chain((0..MAX_NAMES + 20).map(copy))
+            .map(|name| named(&name))
+            .collect();
+        let [kept] = settle_all(all).try_into().unwrap();
+        assert_eq!(kept.tags.len() + kept.digests.len(), MAX_NAMES);
+        for name in &original {
+            assert!(kept.has_name(name), "{name} beside {}", copy(0));
+        }
+    }
+}
+
+#[test]
+fn a_repository_loses_tags_before_its_digest_and_never_the_new_names() {
+    let tagged = |number: usize| {
+        let mut candidate = candidate("m", module(b"m"));
+        candidate.record.tags = BTreeSet::from([format!("r.io/x:{number:05}")]);
+        candidate.record.digests = BTreeSet::from(["r.io/x@sha256:0".to_owned()]);
+        candidate
+    };
+    let all: Vec<Candidate> = (0..MAX_NAMES + 5).rev().map(tagged).collect();
+    let [kept] = settle_all(all).try_into().unwrap();
+    assert!(kept.has_name("r.io/x@sha256:0") && kept.has_name("r.io/x:00000"));
+    assert_eq!(kept.tags.len(), MAX_NAMES - 1);
+}
+
+#[test]
+fn few_long_names_cost_whoever_has_given_them() {
+    let named = |name: String| {
+        let mut candidate = candidate("m", module(b"m"));
+        candidate.record.tags = BTreeSet::from([name]);
+        candidate.record.digests.clear();
+        candidate
+    };
+    let honest = |number: usize| format!("docker.io/library/busybox:{number}");
+    let long = |number: usize| format!("evil.example/{}:{number:04}", "x".repeat(900));
+    let names = (0..200).map(honest).chain((0..300).map(long));
+    let [kept] = settle_all(names.map(named).collect()).try_into().unwrap();
+    let bytes: usize = kept.tags.iter().map(String::len).sum();
+    assert!(bytes <= MAX_NAME_BYTES, "{bytes}");
+    assert!((0..200).all(|number| kept.has_name(&honest(number))));
 }

@@ -1,14 +1,13 @@
 //! Starts pulls, or joins those that are under way.
 //!
 //! Called by: the daemon ([`Images::pull`]). [`crate::singleflight`] keeps the running pulls.
-//! Invariant: the number of running pulls is bounded, and that from one registry. Not here: the pull itself.
+//! Invariants: the number of running pulls is bounded, and shared fairly by registries and namespaces; a pull that waits for
+//! its turn holds up nobody of another namespace who wants the same image. Not here: the pull itself.
 
-use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use futures_util::future::FutureExt as _;
-use tokio::sync::Semaphore;
+use futures_util::future::{Either, FutureExt as _};
 use tracing::{Instrument as _, info_span};
 
 use super::Pull;
@@ -17,30 +16,20 @@ use crate::blobs::blocking;
 use crate::error::Error;
 use crate::image::Image;
 use crate::reference::ImageRef;
+use crate::shares::{Most, Place, Shares};
 use crate::signature::{self, Demands};
-use crate::singleflight::PullRequest;
+use crate::singleflight::{PullRequest, PullResult};
 use crate::store::{Images, Inner};
 
-/// Running pulls; further ones wait. It bounds the memory of all of them.
-static PERMITS: Semaphore = Semaphore::const_new(64);
-/// Running pulls from one registry, so that one that answers slowly leaves room for others.
-const MAX_OF_REGISTRY: usize = 16;
+/// Running pulls; further ones wait. It bounds the memory of all of them, and leaves room beside a registry that answers
+/// slowly, and beside a namespace that has many of those.
+const MOST: Most = Most {
+    all: 64,
+    of_tenant: 16,
+    of_group: 32,
+};
 
-/// The registries that pulls run from or wait for.
-static REGISTRIES: LazyLock<Mutex<HashMap<String, Weak<Semaphore>>>> =
-    LazyLock::new(Mutex::default);
-
-/// The places for pulls from `registry`.
-fn places(registry: &str) -> Arc<Semaphore> {
-    let mut registries = REGISTRIES.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(known) = registries.get(registry).and_then(Weak::upgrade) {
-        return known;
-    }
-    registries.retain(|_, known| known.strong_count() > 0);
-    let new = Arc::new(Semaphore::new(MAX_OF_REGISTRY));
-    registries.insert(registry.to_owned(), Arc::downgrade(&new));
-    new
-}
+static PULLS: LazyLock<Arc<Shares>> = LazyLock::new(|| Shares::new(MOST));
 
 impl Images {
     /// Pulls an image and returns when it is complete, recorded and listed.
@@ -60,45 +49,51 @@ impl Images {
             request.platform,
             namespace,
         );
-        let pull_timeout = inner.config.pull_timeout;
-        let pull = inner.in_flight.join(key, || {
-            let (inner, reference) = (inner.clone(), reference.clone());
-            // Others that join it have spans of their own.
-            let span = info_span!(target: "otel", "image.pull");
-            async move {
-                // The semaphores are never closed, so this cannot fail. The registry's first: nobody holds a place of all
-                // while waiting for one of a registry.
-                let _place = places(reference.registry()).acquire_owned().await.ok();
-                let _permit = PERMITS.acquire().await.ok();
-                let mut request = request;
-                let demands = demands(&inner, &request, &reference).await?;
-                if let (None, Some(path)) = (&request.auth, inner.config.auth_file.clone()) {
-                    let name = reference.clone();
-                    let read = move || auth_file::credentials(&path, &name);
-                    request.auth = blocking("reading credentials", read).await?;
-                }
-                let mut pull = Pull::new(inner, reference, &request, demands)?;
-                let began = Instant::now();
-                let progress = pull.progress();
-                let outcome = progress.logged(within(pull_timeout, pull.run())).await;
-                if let Ok(image) = &outcome {
-                    let (source, bytes) = pull.transfer();
-                    tracing::info!(reference = pull.name(), digest = %image.id, bytes, seconds = began.elapsed().as_secs_f32(), source, "image pulled");
-                }
-                if let Err(error) = &outcome {
-                    pull.clean_up(error).await;
-                }
-                outcome.map_err(Arc::new)
-            }
-            .instrument(span)
-            .boxed()
-        });
+        // Before the pull is one that others join: nobody waits in the queue of another namespace.
+        let turn = PULLS.place(&request.namespace, reference.registry());
+        let pull = match inner.in_flight.started_before(&key, turn).await {
+            Either::Left(running) => running,
+            Either::Right(place) => inner.in_flight.join(key, || {
+                // Others that join it have spans of their own.
+                let span = info_span!(target: "otel", "image.pull");
+                let pull = run(inner.clone(), reference.clone(), request, place.ok());
+                pull.instrument(span).boxed()
+            }),
+        };
         pull.await.map_err(|cause| Error::Pull {
             reference: reference.to_string(),
             registry: reference.registry().to_owned(),
             cause,
         })
     }
+}
+
+/// Runs a pull in its place. Logs its success.
+async fn run(
+    inner: Arc<Inner>,
+    reference: ImageRef,
+    mut request: PullRequest,
+    _place: Option<Place>,
+) -> PullResult {
+    let pull_timeout = inner.config.pull_timeout;
+    let demands = demands(&inner, &request, &reference).await?;
+    if let (None, Some(path)) = (&request.auth, inner.config.auth_file.clone()) {
+        let name = reference.clone();
+        let read = move || auth_file::credentials(&path, &name);
+        request.auth = blocking("reading credentials", read).await?;
+    }
+    let mut pull = Pull::new(inner, reference, &request, demands)?;
+    let began = Instant::now();
+    let progress = pull.progress();
+    let outcome = progress.logged(within(pull_timeout, pull.run())).await;
+    if let Ok(image) = &outcome {
+        let (source, bytes) = pull.transfer();
+        tracing::info!(reference = pull.name(), digest = %image.id, bytes, seconds = began.elapsed().as_secs_f32(), source, "image pulled");
+    }
+    if let Err(error) = &outcome {
+        pull.clean_up(error).await;
+    }
+    outcome.map_err(Arc::new)
 }
 
 /// What the signature policy demands in this pull. Errors: the policy refuses the image.

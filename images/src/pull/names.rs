@@ -41,6 +41,11 @@ impl Names {
         }
     }
 
+    /// The registry of the first.
+    pub(crate) fn registry(&self) -> &str {
+        self.references.first().map_or("", ImageRef::registry)
+    }
+
     /// For messages.
     pub(crate) fn first(&self) -> String {
         self.references

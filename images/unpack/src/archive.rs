@@ -6,13 +6,16 @@
 //! our list of entries equals that of other readers; unknown input is refused.
 //! Not here: paths' meaning, the disk.
 
+mod maps;
+
 use std::io::{self, Read};
 
 use tar::{EntryType, Header};
 
+use crate::sparse::{self, Sparse};
 use crate::time::Time;
 
-/// The most that long names and PAX headers of one entry may hold together. Bytes.
+/// The most that long names, PAX headers and the map of a sparse file of one entry may hold together. Bytes.
 const EXTENSION_MAX_BYTES: u64 = 1 << 20;
 const BLOCK: u64 = 512;
 
@@ -37,6 +40,8 @@ pub(crate) struct Entry {
     pub uid: u64,
     pub gid: u64,
     pub mtime: Time,
+    /// Where the data belongs in a file with holes.
+    pub sparse: Option<Sparse>,
     /// Extended attributes: name, value.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
@@ -59,6 +64,7 @@ struct Extensions {
     uid: Option<u64>,
     gid: Option<u64>,
     mtime: Option<Time>,
+    sparse: sparse::Records,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -92,7 +98,8 @@ impl<R: Read> Archive<R> {
                 other => {
                     let size = extensions.size.unwrap_or(size);
                     self.begin_data(size);
-                    return extensions.finish(&header, other).map(Some);
+                    let sparse = self.sparse(&header, &mut extensions)?;
+                    return extensions.finish(&header, other, sparse).map(Some);
                 }
             }
         }
@@ -175,14 +182,18 @@ impl<R: Read> Archive<R> {
         Ok(Some(header))
     }
 
+    /// Counts an extension of `size` bytes, and its header or block. Errors: it is too much.
+    fn pay(&mut self, size: u64) -> io::Result<()> {
+        let left = self.extension_left.checked_sub(size.saturating_add(BLOCK));
+        let too_large = || bad("extended headers of one entry are larger than 1 MiB");
+        self.extension_left = left.ok_or_else(too_large)?;
+        Ok(())
+    }
+
     /// The whole data of an extension entry.
     fn extension(&mut self) -> io::Result<Vec<u8>> {
         // An empty one counts, too.
-        let cost = self.data_left.saturating_add(BLOCK);
-        self.extension_left = self
-            .extension_left
-            .checked_sub(cost)
-            .ok_or_else(|| bad("extended headers of one entry are larger than 1 MiB"))?;
+        self.pay(self.data_left)?;
         let mut data = vec![0; usize::try_from(self.data_left).unwrap_or(usize::MAX)];
         let mut at = 0;
         while at < data.len() {
@@ -212,11 +223,10 @@ impl Extensions {
                 b"uid" => self.uid = Some(number(value)?),
                 b"gid" => self.gid = Some(number(value)?),
                 b"mtime" => self.mtime = Some(pax_time(value)?),
-                _ if key.starts_with(b"GNU.sparse.") => {
-                    return Err(bad("sparse entries are not supported"));
-                }
                 _ => {
-                    if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+                    if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
+                        self.sparse.read(key, value)?;
+                    } else if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                         self.xattrs.push((name.to_vec(), value.to_vec()));
                     }
                 }
@@ -225,7 +235,7 @@ impl Extensions {
         Ok(())
     }
 
-    fn finish(self, header: &Header, kind: EntryType) -> io::Result<Entry> {
+    fn finish(self, header: &Header, kind: EntryType, sparse: Option<Sparse>) -> io::Result<Entry> {
         let path = self.path;
         let path = path.unwrap_or_else(|| header.path_bytes().into_owned());
         let kind = entry_kind(kind, &path)?;
@@ -251,8 +261,12 @@ impl Extensions {
                     nanoseconds: 0,
                 },
             },
+            sparse,
             xattrs: self.xattrs,
         };
+        if entry.sparse.is_some() && entry.kind != EntryKind::Regular {
+            return Err(bad("only a file can be sparse"));
+        }
         if entry.path.contains(&0) || entry.link.contains(&0) {
             return Err(bad("a name holds a NUL byte"));
         }
@@ -305,13 +319,12 @@ pub fn list(bytes: &[u8]) -> io::Result<Vec<Listed>> {
 fn entry_kind(kind: EntryType, path: &[u8]) -> io::Result<EntryKind> {
     Ok(match kind {
         EntryType::Regular | EntryType::Continuous if path.ends_with(b"/") => EntryKind::Directory,
-        EntryType::Regular | EntryType::Continuous => EntryKind::Regular,
+        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => EntryKind::Regular,
         EntryType::Link => EntryKind::Hardlink,
         EntryType::Symlink => EntryKind::Symlink,
         EntryType::Directory => EntryKind::Directory,
         EntryType::Fifo => EntryKind::Fifo,
         EntryType::Char | EntryType::Block => EntryKind::Device,
-        EntryType::GNUSparse => return Err(bad("sparse entries are not supported")),
         other => {
             return Err(bad(&format!(
                 "entry type {:?} is not known",
@@ -364,7 +377,7 @@ fn pax_record<'a>(data: &mut &'a [u8]) -> io::Result<(&'a [u8], &'a [u8])> {
     Ok((&record[..equals], &record[equals + 1..]))
 }
 
-fn number(value: &[u8]) -> io::Result<u64> {
+pub(crate) fn number(value: &[u8]) -> io::Result<u64> {
     let text = std::str::from_utf8(value).ok();
     text.and_then(|text| text.parse().ok())
         .ok_or_else(|| bad("a PAX number is not a number"))
@@ -374,6 +387,6 @@ fn pax_time(value: &[u8]) -> io::Result<Time> {
     Time::from_pax(value).ok_or_else(|| bad("a PAX time is not a number"))
 }
 
-fn bad(problem: &str) -> io::Error {
+pub(crate) fn bad(problem: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, problem.to_owned())
 }

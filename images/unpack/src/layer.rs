@@ -10,15 +10,17 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
 
+use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 use crate::archive::{Archive, Entry, EntryKind};
 use crate::meter::{Metered, Packed, Stop};
+use crate::sparse::Sparse;
 use crate::tree::{self, Mark, PathAt, Tree};
-use crate::{Bounds, Compression, IoOperation, Job, Limit, MAX_PROBLEM_BYTES, Unpacked, Verdict};
+use crate::{
+    Bounds, Compression, INODE_BYTES, IoOperation, Job, Limit, MAX_PROBLEM_BYTES, Unpacked, Verdict,
+};
 
-/// Bytes counted for an inode, besides its data.
-const INODE_BYTES: u64 = 512;
 /// Bytes of a path that an error shows.
 const SHOWN_PATH_BYTES: usize = 200;
 
@@ -43,6 +45,8 @@ struct Layer<'a> {
 struct Usage {
     bytes: u64,
     inodes: u64,
+    /// Bytes of files that are in no archive and on no disk.
+    holes: u64,
 }
 
 /// The bytes inside the packing; `given` counts them.
@@ -65,11 +69,13 @@ impl Layer<'_> {
         let given = Rc::default();
         let decoder = decoder(job, blob, &given).map_err(unreadable)?;
         let bounds = self.bounds;
+        let seen = Rc::clone(&given);
         let metered = Metered::new(decoder, given, bounds.bytes, job.packed_bytes, bounds.ratio);
         let mut archive = Archive::new(metered);
         let mut usage = Usage {
             bytes: INODE_BYTES,
             inodes: 1,
+            holes: 0,
         };
         let mut entries = 0;
         while let Some(entry) = archive.next().map_err(unreadable)? {
@@ -77,16 +83,28 @@ impl Layer<'_> {
             if entries > bounds.entries {
                 return Err(Verdict::Limit(Limit::Entries));
             }
+            let holes = entry.sparse.as_ref().map_or(0, Sparse::holes);
+            usage.holes = usage.holes.saturating_add(holes);
+            self.check_holes(seen.get(), &usage)?;
             self.extract(&mut archive, &entry, &mut usage)?;
         }
         let (archive_bytes, digest) = archive.finish().map_err(unreadable)?.finish();
+        self.check_holes(archive_bytes, &usage)?;
         Ok(Unpacked {
             digest,
             bytes: usage.bytes,
             inodes: usage.inodes,
-            archive_bytes,
+            archive_bytes: archive_bytes + usage.holes,
             entries,
         })
+    }
+
+    /// Holes cost no disk, but whoever reads the files reads them. Errors: with them, it is too much.
+    fn check_holes(&self, seen: u64, usage: &Usage) -> Result<(), Verdict> {
+        match seen.saturating_add(usage.holes) > self.bounds.bytes {
+            true => Err(Verdict::Limit(Limit::Bytes)),
+            false => Ok(()),
+        }
     }
 
     /// Extracts one entry.
@@ -168,18 +186,15 @@ impl Layer<'_> {
         usage: &mut Usage,
     ) -> Result<(), Verdict> {
         let file = written(self.tree.create_file(path), entry)?;
-        let mut buffer = [0; 64 << 10];
-        loop {
-            let count = archive.read(&mut buffer).map_err(unreadable)?;
-            if count == 0 {
-                break;
+        match &entry.sparse {
+            None => usage.bytes += copy(archive, &file, u64::MAX, entry)?,
+            Some(sparse) => {
+                for (first, length) in &sparse.parts {
+                    written(rustix::fs::seek(&file, SeekFrom::Start(*first)), entry)?;
+                    usage.bytes += copy(archive, &file, *length, entry)?;
+                }
+                written(rustix::fs::ftruncate(&file, sparse.size), entry)?;
             }
-            let mut rest = &buffer[..count];
-            while !rest.is_empty() {
-                let count = written(rustix::io::write(&file, rest), entry)?;
-                rest = &rest[count..];
-            }
-            usage.bytes += count as u64;
         }
         written(tree::apply_metadata(file.as_fd(), entry), entry)
     }
@@ -200,6 +215,30 @@ impl Layer<'_> {
             return Err(Verdict::Limit(Limit::PathDepth));
         }
         Ok(components)
+    }
+}
+
+/// Writes the next data of an entry, at most `most` bytes. Returns how much there was.
+fn copy<R: Read>(
+    archive: &mut Archive<R>,
+    file: &OwnedFd,
+    most: u64,
+    entry: &Entry,
+) -> Result<u64, Verdict> {
+    let (mut buffer, mut left) = ([0; 64 << 10], most);
+    loop {
+        let room = usize::try_from(left).unwrap_or(usize::MAX);
+        let room = room.min(buffer.len());
+        let count = archive.read(&mut buffer[..room]).map_err(unreadable)?;
+        if count == 0 {
+            return Ok(most - left);
+        }
+        let mut rest = &buffer[..count];
+        while !rest.is_empty() {
+            let count = written(rustix::io::write(file, rest), entry)?;
+            rest = &rest[count..];
+        }
+        left -= count as u64;
     }
 }
 

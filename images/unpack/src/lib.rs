@@ -18,6 +18,7 @@ mod archive;
 pub mod fuzzing;
 mod layer;
 mod meter;
+mod sparse;
 mod time;
 mod tree;
 mod wire;
@@ -80,6 +81,9 @@ pub enum Verdict {
     Io(IoOperation, i32),
 }
 
+/// Bytes counted for an inode, besides its data.
+pub const INODE_BYTES: u64 = 512;
+
 /// The longest text that a verdict holds. Bytes.
 pub const MAX_PROBLEM_BYTES: usize = 1024;
 
@@ -92,7 +96,7 @@ pub struct Unpacked {
     pub bytes: u64,
     /// Inodes on disk.
     pub inodes: u64,
-    /// Uncompressed bytes of the archive.
+    /// Uncompressed bytes of the archive, and the holes of its files.
     pub archive_bytes: u64,
     /// Entries of the archive.
     pub entries: u64,

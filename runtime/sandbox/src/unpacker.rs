@@ -66,6 +66,7 @@ const FILES: &[&str] = &[
     "fcntl",
     "fsetxattr",
     "fstat",
+    "ftruncate",
     "getdents64",
     "linkat",
     "lseek",

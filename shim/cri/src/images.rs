@@ -6,13 +6,14 @@
 
 use std::sync::Arc;
 
-use coracle_images::Image;
+use coracle_images::{FsInfo, Image};
 use coracle_proto::runtime::v1 as cri;
 use tracing::{info, warn};
 
 use super::calls;
 use super::convert;
 use super::events::{Replies, replies};
+use super::stats::written;
 use super::status::{Failure, or_absent};
 use super::{Shared, span};
 
@@ -79,16 +80,26 @@ pub(super) async fn stream(
     ))
 }
 
-/// ImageFsInfo: from counters, without a walk. Compiled code counts: it goes with the image that it was made from.
+/// ImageFsInfo: from counters, without a walk. Compiled code counts: it goes with the image that it was made from. Where
+/// images have a file system of their own, the other one has compiled code and writable layers.
 pub(super) async fn fs_info(
     shared: Arc<Shared>,
     _: cri::ImageFsInfoRequest,
 ) -> Result<cri::ImageFsInfoResponse, Failure> {
-    let mut info = shared.images.fs_info();
+    let mut images = shared.images.fs_info();
     let (bytes, files) = shared.pods.compiled_code();
-    info.used_bytes += bytes;
-    info.inodes_used += files;
-    Ok(convert::filesystem_usage(&info))
+    if !shared.node.splits_images {
+        images.used_bytes += bytes;
+        images.inodes_used += files;
+        return Ok(convert::filesystem_usage(&images, &images));
+    }
+    let (written_bytes, written_files) = written(&shared).await?;
+    let layers = FsInfo {
+        mountpoint: shared.node.layers_dir.clone(),
+        used_bytes: bytes + written_bytes,
+        inodes_used: files + written_files,
+    };
+    Ok(convert::filesystem_usage(&images, &layers))
 }
 
 /// All images, or the one that `name` resolves to.

@@ -18,6 +18,10 @@ use super::{Shared, convert};
 pub struct Node {
     /// The directory of images and records: the configuration's `root`.
     pub root_dir: PathBuf,
+    /// A directory on the file system of the containers' writable layers: `root_dir`, unless those have one of their own.
+    pub layers_dir: PathBuf,
+    /// Whether images are on another file system than writable layers.
+    pub splits_images: bool,
     /// The directory of sockets and pins: the configuration's `run`. Verbose Status shows it as `stateDir`.
     pub state_dir: PathBuf,
     /// The cgroup driver, which the kubelet follows.

@@ -24,7 +24,7 @@ pub(super) async fn container(
     let measured = shared.pods.container_usage(vec![view]).await?;
     let stats = measured
         .first()
-        .map(|usage| convert::container_stats(usage, &shared.node.root_dir));
+        .map(|usage| convert::container_stats(usage, &shared.node.layers_dir));
     Ok(cri::ContainerStatsResponse { stats })
 }
 
@@ -34,7 +34,7 @@ pub(super) async fn list_containers(
     request: cri::ListContainerStatsRequest,
 ) -> Result<cri::ListContainerStatsResponse, Failure> {
     let measured = containers(&shared, request.try_into()?).await?;
-    let root = &shared.node.root_dir;
+    let root = &shared.node.layers_dir;
     Ok(convert::list(
         measured
             .iter()
@@ -48,7 +48,7 @@ pub(super) async fn stream_containers(
     request: cri::StreamContainerStatsRequest,
 ) -> Result<Replies<cri::StreamContainerStatsResponse>, Failure> {
     let measured = containers(&shared, request.try_into()?).await?;
-    let render = move |usage| convert::container_stats(&usage, &shared.node.root_dir);
+    let render = move |usage| convert::container_stats(&usage, &shared.node.layers_dir);
     Ok(replies(measured.into_iter().map(render)))
 }
 
@@ -70,7 +70,7 @@ pub(super) async fn pod(
     let measured = shared.pods.pod_usage(vec![view.ok_or_else(ended)?]).await?;
     let stats = measured
         .first()
-        .map(|usage| convert::pod_stats(usage, &shared.node.root_dir));
+        .map(|usage| convert::pod_stats(usage, &shared.node.layers_dir));
     Ok(cri::PodSandboxStatsResponse { stats })
 }
 
@@ -80,7 +80,7 @@ pub(super) async fn list_pods(
     request: cri::ListPodSandboxStatsRequest,
 ) -> Result<cri::ListPodSandboxStatsResponse, Failure> {
     let measured = pods(&shared, request.try_into()?).await?;
-    let root = &shared.node.root_dir;
+    let root = &shared.node.layers_dir;
     Ok(convert::list(
         measured.iter().map(|usage| convert::pod_stats(usage, root)),
     ))
@@ -92,8 +92,17 @@ pub(super) async fn stream_pods(
     request: cri::StreamPodSandboxStatsRequest,
 ) -> Result<Replies<cri::StreamPodSandboxStatsResponse>, Failure> {
     let measured = pods(&shared, request.try_into()?).await?;
-    let render = move |usage| convert::pod_stats(&usage, &shared.node.root_dir);
+    let render = move |usage| convert::pod_stats(&usage, &shared.node.layers_dir);
     Ok(replies(measured.into_iter().map(render)))
+}
+
+/// What all writable layers together take, as last measured: bytes, and files and directories.
+pub(super) async fn written(shared: &Shared) -> Result<(u64, u64), Failure> {
+    let measured = containers(shared, ContainerFilter::default()).await?;
+    let layers = measured.iter().filter_map(|usage| usage.layer.as_ref());
+    Ok(layers.fold((0, 0), |(bytes, files), layer| {
+        (bytes + layer.bytes, files + layer.inodes)
+    }))
 }
 
 async fn containers(

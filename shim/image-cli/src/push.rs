@@ -21,7 +21,7 @@ use crate::pack::{MANIFEST, Packed, digest};
 use crate::print::Output;
 use crate::progress::{Count, counted};
 use crate::registry::{Registries, RegistryArgs, Repository};
-use crate::source::{Descriptor, Source};
+use crate::source::{Descriptor, Links, Source};
 
 /// Most indexes inside indexes.
 const MAX_DEPTH: u32 = 4;
@@ -43,6 +43,9 @@ pub struct PushArgs {
     /// How the registry is used
     #[command(flatten)]
     pub registry: RegistryArgs,
+    /// Of a layout in a directory, follow symbolic links that lead out of it, too, as Bazel makes them
+    #[arg(long)]
+    pub follow_links: bool,
     /// As one JSON object
     #[arg(long)]
     pub json: bool,
@@ -66,8 +69,12 @@ pub(crate) async fn run(
     };
     // First what costs little: the registry may refuse.
     let repository = Repository::open(&args.registry, registries, &reference).await?;
+    let links = match args.follow_links {
+        true => Links::Outside,
+        false => Links::Inside,
+    };
     let source = match is_path {
-        true => Source::open(Path::new(&args.source))?,
+        true => Source::open(Path::new(&args.source), links)?,
         false => stored(client, &args).await?,
     };
     let image = only(&source, &args.source, &reference)?;
@@ -296,7 +303,7 @@ mod tests {
         let (one, other) = (manifest(1), manifest(2));
         let inner = layout.index(&[&one, &other, &one]);
         let top = layout.index(&[&one, &inner, &inner, &other, &inner]);
-        let source = Source::open(layout.0.path()).unwrap();
+        let source = Source::open(layout.0.path(), Links::Inside).unwrap();
         let mut content = Content::default();
         content.add(&source, &top, 0).unwrap();
         let pushed: Vec<&str> = content
@@ -316,7 +323,7 @@ mod tests {
         let mut is_accepted = Vec::new();
         for _ in 0..6 {
             deep = layout.index(&[&deep]);
-            let source = Source::open(layout.0.path()).unwrap();
+            let source = Source::open(layout.0.path(), Links::Inside).unwrap();
             is_accepted.push(Content::default().add(&source, &deep, 0).is_ok());
         }
         assert_eq!(is_accepted, [true, true, true, true, false, false]);

@@ -1,7 +1,7 @@
 //! An OCI layout to read from: a directory, or a tar that can be sought.
 //!
-//! Called by: `push`. Invariants: of a directory, which a stranger may have made, only regular files are read, and no link is
-//! followed; opening waits for nobody; documents have a maximum size, and a tar a maximum of files; what is read is verified
+//! Called by: `push`. Invariants: of a directory, which a stranger may have made, only regular files are read, and no link
+//! leads out of it unless the operator says so; opening waits for nobody; documents have a maximum size, and a tar a maximum of files; what is read is verified
 //! by the registry that gets it, by its digest.
 //! Must not know: registries, the daemon.
 
@@ -24,8 +24,23 @@ const MAX_DOCUMENT_BYTES: u64 = 4 << 20;
 /// Most files of a tar.
 const MAX_FILES: usize = 1_000_000;
 
-/// Names of a directory lead to no other.
-const CONFINED: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS);
+/// Which links of a directory are followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Links {
+    /// Those that stay below it.
+    Inside,
+    /// Also those that lead out of it, as build systems make them.
+    Outside,
+}
+
+impl Links {
+    fn resolution(self) -> ResolveFlags {
+        match self {
+            Self::Inside => ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS,
+            Self::Outside => ResolveFlags::NO_MAGICLINKS,
+        }
+    }
+}
 
 /// A layout.
 pub(crate) struct Source {
@@ -35,7 +50,7 @@ pub(crate) struct Source {
 }
 
 enum Files {
-    Directory(OwnedFd),
+    Directory(OwnedFd, Links),
     /// The tar, and where each file lies in it: first byte, size.
     Tar(Arc<File>, HashMap<String, (u64, u64)>),
 }
@@ -109,8 +124,8 @@ impl Descriptor {
 }
 
 impl Source {
-    /// Opens a directory, or a file. Errors: it is no OCI layout, or is compressed.
-    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
+    /// Opens a directory, following `links` of it, or a file. Errors: it is no OCI layout, or is compressed.
+    pub(crate) fn open(path: &Path, links: Links) -> Result<Self, Error> {
         let name = path.display().to_string();
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let failed = |error: io::Error| Error::because(&format!("read {name}"), error);
@@ -118,7 +133,7 @@ impl Source {
         let file = File::from(file.map_err(|errno| failed(errno.into()))?);
         let kind = file.metadata().map_err(failed)?;
         if kind.is_dir() {
-            let files = Files::Directory(file.into());
+            let files = Files::Directory(file.into(), links);
             return Ok(Self { name, files });
         }
         if !kind.is_file() {
@@ -200,12 +215,17 @@ impl Source {
         let failed =
             |error: io::Error| Error::because(&format!("read {path} of {}", self.name), error);
         match &self.files {
-            Files::Directory(directory) => {
+            Files::Directory(directory, links) => {
                 let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-                let file = match openat2(directory, path, flags, Mode::empty(), CONFINED) {
+                let file = match openat2(directory, path, flags, Mode::empty(), links.resolution())
+                {
                     Err(Errno::NOENT) => return Ok(None),
+                    Err(Errno::XDEV) => {
+                        let problem = "a symbolic link leads out of the layout; --follow-links reads what it names";
+                        return Err(failed(io::Error::other(problem)));
+                    }
                     Err(Errno::LOOP) => {
-                        return Err(failed(io::Error::other("there is a symbolic link")));
+                        return Err(failed(io::Error::other("its symbolic links lead nowhere")));
                     }
                     file => File::from(file.map_err(|errno| failed(errno.into()))?),
                 };
@@ -262,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_directory_nothing_but_regular_files_is_read() {
+    fn of_a_directory_nothing_but_its_own_regular_files_is_read() {
         let outside = tempfile::tempdir().unwrap();
         fs::write(outside.path().join("secret"), "{}").unwrap();
         let layout = tempfile::tempdir().unwrap();
@@ -273,10 +293,10 @@ mod tests {
         symlink(outside.path().join("secret"), name('b')).unwrap();
         mknodat(CWD, name('c'), FileType::Fifo, Mode::RUSR, 0).unwrap();
         fs::create_dir(name('d')).unwrap();
-        let source = Source::open(layout.path()).unwrap();
+        let source = Source::open(layout.path(), Links::Inside).unwrap();
         assert_eq!(source.blob(&digest('a')).unwrap().size(), 4);
         for (digit, says) in [
-            ('b', "symbolic link"),
+            ('b', "--follow-links"),
             ('c', "no regular file"),
             ('d', "no regular file"),
             ('e', "lacks the blob"),
@@ -287,10 +307,44 @@ mod tests {
         // A link above the file leads nowhere either.
         let other = tempfile::tempdir().unwrap();
         symlink(layout.path().join("blobs"), other.path().join("blobs")).unwrap();
-        let source = Source::open(other.path()).unwrap();
-        let refused = source.blob(&digest('a')).err().unwrap().to_string();
-        assert!(refused.contains("symbolic link"), "{refused}");
-        let refused = Source::open(&name('c')).err().unwrap().to_string();
+        let open = |links: Links| Source::open(other.path(), links).unwrap();
+        let refused = open(Links::Inside).blob(&digest('a')).err().unwrap();
+        assert!(refused.to_string().contains("--follow-links"), "{refused}");
+        // The operator may want them. Of what they name still only regular files are read.
+        let source = open(Links::Outside);
+        assert_eq!(source.blob(&digest('a')).unwrap().size(), 4);
+        assert_eq!(source.blob(&digest('b')).unwrap().size(), 2);
+        let refused = source.blob(&digest('c')).err().unwrap().to_string();
+        assert!(refused.contains("no regular file"), "{refused}");
+        let refused = Source::open(&name('c'), Links::Inside)
+            .err()
+            .unwrap()
+            .to_string();
         assert!(refused.contains("neither a file nor"), "{refused}");
+    }
+    /// As Bazel, Nix and tools that save space leave layouts.
+    #[test]
+    fn links_that_stay_in_the_directory_are_followed() {
+        let layout = tempfile::tempdir().unwrap();
+        let blobs = layout.path().join("blobs/sha256");
+        fs::create_dir_all(&blobs).unwrap();
+        fs::create_dir(layout.path().join("store")).unwrap();
+        let file = layout.path().join("store/layer.tar");
+        fs::write(&file, "blob").unwrap();
+        let name = |digit: char| blobs.join(digit.to_string().repeat(64));
+        symlink("../../store/layer.tar", name('a')).unwrap();
+        fs::hard_link(&file, name('b')).unwrap();
+        symlink(name('d'), name('c')).unwrap();
+        symlink("e".repeat(64), name('d')).unwrap();
+        symlink("d".repeat(64), name('e')).unwrap();
+        let source = Source::open(layout.path(), Links::Inside).unwrap();
+        for digit in ['a', 'b'] {
+            assert_eq!(source.blob(&digest(digit)).unwrap().size(), 4, "{digit}");
+        }
+        // By its whole name it leads out, and a circle nowhere.
+        for (digit, says) in [('c', "--follow-links"), ('d', "lead nowhere")] {
+            let refused = source.blob(&digest(digit)).err().unwrap().to_string();
+            assert!(refused.contains(says), "{refused}");
+        }
     }
 }

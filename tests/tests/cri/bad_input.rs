@@ -1,6 +1,7 @@
 //! Requests, images, registries and configurations that are wrong: a precise refusal that names the object, and
 //! nothing left behind (`finish` looks).
 
+mod broken_images;
 mod failing_disks;
 mod images;
 mod lying_registries;

@@ -1,7 +1,9 @@
 //! The image service: names, status, list, filesystem info.
 
+mod disks;
 mod pulls;
 mod removal;
+mod shares;
 
 use std::path::Path;
 

@@ -231,10 +231,11 @@ pub(crate) fn image_status_reply(
     }
 }
 
-/// The reply of ImageFsInfo: writable layers are on the same file system as the images.
-pub(crate) fn filesystem_usage(info: &FsInfo) -> cri::ImageFsInfoResponse {
-    let usage = cri::FilesystemUsage {
-        timestamp: now(),
+/// The reply of ImageFsInfo: the file systems of images and of writable layers, which may be one (KEP-4191).
+pub(crate) fn filesystem_usage(images: &FsInfo, layers: &FsInfo) -> cri::ImageFsInfoResponse {
+    let timestamp = now();
+    let usage = |info: &FsInfo| cri::FilesystemUsage {
+        timestamp,
         fs_id: Some(cri::FilesystemIdentifier {
             mountpoint: info.mountpoint.display().to_string(),
         }),
@@ -246,8 +247,8 @@ pub(crate) fn filesystem_usage(info: &FsInfo) -> cri::ImageFsInfoResponse {
         }),
     };
     cri::ImageFsInfoResponse {
-        image_filesystems: vec![usage.clone()],
-        container_filesystems: vec![usage],
+        image_filesystems: vec![usage(images)],
+        container_filesystems: vec![usage(layers)],
     }
 }
 

@@ -109,6 +109,8 @@ mod tests {
     fn node() -> Node {
         Node {
             root_dir: "/var/lib/coracle".into(),
+            layers_dir: "/var/lib/coracle".into(),
+            splits_images: false,
             state_dir: "/run/coracle".into(),
             cgroup_driver: CgroupDriver::Cgroupfs,
             maps_users: true,

@@ -335,3 +335,76 @@ fn odd_archives_become_the_trees_that_gnu_tar_makes() {
         );
     }
 }
+
+/// A file with data at its beginning, in its middle and nowhere near its end, and others that are all hole, or full of them.
+fn sparse_files(directory: &Path) {
+    use std::os::unix::fs::FileExt as _;
+    fs::create_dir_all(directory).unwrap();
+    let make = |name: &str, size: u64, parts: &[(u64, usize)]| {
+        let file = fs::File::create(directory.join(name)).unwrap();
+        file.set_len(size).unwrap();
+        for (at, length) in parts {
+            file.write_all_at(&vec![b'd'; *length], *at).unwrap();
+        }
+    };
+    make("some", 9 << 20, &[(0, 5000), (4 << 20, 100_000)]);
+    make("end", 3 << 20, &[((3 << 20) - 7, 7)]);
+    make("hole", 5 << 20, &[]);
+    let many: Vec<_> = (0..90).map(|number| (number << 17, 4096)).collect();
+    make("many", 90 << 17, &many);
+    let long = "n".repeat(200);
+    make(&long, 2 << 20, &[(1 << 20, 1)]);
+}
+
+#[test]
+fn sparse_files_of_all_formats_are_those_that_gnu_tar_packed() {
+    for (what, arguments) in [
+        ("old", &["--format=gnu"][..]),
+        ("0.0", &["--format=posix", "--sparse-version=0.0"]),
+        ("0.1", &["--format=posix", "--sparse-version=0.1"]),
+        ("1.0", &["--format=posix", "--sparse-version=1.0"]),
+    ] {
+        let scratch = Scratch::new(&format!("sparse-{what}"));
+        let (files, packed) = (scratch.0.join("files"), scratch.0.join("packed"));
+        sparse_files(&files);
+        let output = Command::new("tar")
+            .args(["--create", "--sparse", "--numeric-owner"])
+            .args(arguments)
+            .arg("--file")
+            .arg(&packed)
+            .arg("--directory")
+            .arg(&files)
+            .arg(".")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{what}: {output:?}");
+        let archive = fs::read(&packed).unwrap();
+        assert!(archive.len() < 1 << 20, "{what}: {}", archive.len());
+        let unpacked = scratch.unpack_as(&archive, Compression::None, BOUNDS);
+        let unpacked = unpacked.unwrap_or_else(|verdict| panic!("{what}: {verdict:?}"));
+        let (ours, theirs) = (
+            listing(&scratch.layer(), i64::MIN),
+            listing(&files, i64::MIN),
+        );
+        assert_eq!(
+            ours.keys().collect::<Vec<_>>(),
+            theirs.keys().collect::<Vec<_>>()
+        );
+        for (name, facts) in &ours {
+            assert!(*facts == theirs[name], "{what}: {}", name.escape_ascii());
+        }
+        // Holes take no room, and count for what an image may unpack to.
+        let blocks = |name: &str| fs::metadata(scratch.layer().join(name)).unwrap().blocks();
+        assert_eq!(blocks("hole"), 0, "{what}");
+        assert!(blocks("some") * 512 < 1 << 20, "{what}");
+        assert!(unpacked.bytes < 2 << 20, "{what}: {unpacked:?}");
+        assert!(unpacked.archive_bytes > 30 << 20, "{what}: {unpacked:?}");
+        let small = Bounds {
+            bytes: 16 << 20,
+            ..BOUNDS
+        };
+        let scratch = Scratch::new(&format!("sparse-small-{what}"));
+        let refused = scratch.unpack_as(&archive, Compression::None, small);
+        assert_eq!(refused, Err(Verdict::Limit(Limit::Bytes)), "{what}");
+    }
+}

@@ -170,3 +170,87 @@ fn a_directory_that_becomes_a_file_is_replaced_whole() {
         0o755
     );
 }
+
+#[test]
+fn sparse_files_that_are_too_large_or_contradict_themselves_are_refused() {
+    let pax = |records: &[(&str, &[u8])], data: &[u8]| {
+        let layer = Layer::default().pax(records).file("f", data);
+        layer.file("after", b"x")
+    };
+    let old = |sparse: bool| {
+        let mut layer = Layer::default().entry(b'S', b"f", b"", b"data");
+        if sparse {
+            let mut header = tar::Header::new_gnu();
+            header.as_mut_bytes().copy_from_slice(&layer.0[..512]);
+            header.as_mut_bytes()[257..265].copy_from_slice(b"ustar  \0");
+            let gnu = header.as_gnu_mut().unwrap();
+            gnu.set_real_size(100);
+            gnu.set_is_extended(true);
+            header.set_cksum();
+            layer.0[..512].copy_from_slice(header.as_bytes());
+        }
+        layer
+    };
+    let major = ("GNU.sparse.major", &b"1"[..]);
+    let minor = ("GNU.sparse.minor", &b"0"[..]);
+    let size = ("GNU.sparse.realsize", &b"100"[..]);
+    let many = format!("{}\n{}", u64::MAX, "1\n".repeat(1 << 20));
+    for (what, layer) in [
+        (
+            "a map of other data",
+            pax(
+                &[("GNU.sparse.size", b"9"), ("GNU.sparse.map", b"0,5")],
+                b"1234",
+            ),
+        ),
+        (
+            "a file without data",
+            pax(
+                &[("GNU.sparse.size", b"9"), ("GNU.sparse.map", b"0,5")],
+                b"",
+            ),
+        ),
+        (
+            "eight exbibytes",
+            pax(
+                &[
+                    ("GNU.sparse.size", b"9223372036854775807"),
+                    ("GNU.sparse.map", b"0,4"),
+                ],
+                b"1234",
+            ),
+        ),
+        ("no map", pax(&[major, minor, size], b"")),
+        (
+            "a map without end",
+            pax(&[major, minor, size], many.as_bytes()),
+        ),
+        ("a long line", pax(&[major, minor, size], &[b'1'; 4096])),
+        ("no numbers", pax(&[major, minor, size], &[0; 1024])),
+        (
+            "a directory",
+            Layer::default()
+                .pax(&[("GNU.sparse.size", b"9"), ("GNU.sparse.map", b"0,0")])
+                .dir("d"),
+        ),
+        (
+            "a directory of old",
+            Layer::default()
+                .pax(&[("GNU.sparse.size", b"0"), ("GNU.sparse.map", b"0,0")])
+                .file("d/", b""),
+        ),
+        ("another header", old(false)),
+        ("a map that is data", old(true)),
+    ] {
+        let scratch = Scratch::new("sparse-hostile");
+        let before = scratch.canary();
+        let refused = scratch.unpack(&layer).unwrap_err();
+        let is_right = match refused {
+            Verdict::Limit(Limit::Bytes) => what == "eight exbibytes",
+            Verdict::Invalid(_) => true,
+            _ => false,
+        };
+        assert!(is_right, "{what}: {refused:?}");
+        assert_eq!(scratch.canary(), before);
+    }
+}
