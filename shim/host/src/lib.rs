@@ -116,7 +116,7 @@ pub struct Host {
 impl Host {
     /// Creates the directories that effects expect. Errors: the disk's.
     pub fn new(config: HostConfig, parts: Parts) -> Result<Host, Error> {
-        let ids = Ids::new(config.id_base, config.id_count);
+        let ids = Ids::new(config.id_base, config.id_count, config.max_pods);
         let trash = config.root.join("trash");
         let exec_budget =
             coracle_streaming::Budget::new(config.exec_sync_output_bytes, exec::FREE_BYTES);
