@@ -58,6 +58,7 @@ fn handler_config(handler: &config::Handler) -> HandlerSettings {
         },
         http: handler.http.clone(),
         wasi_p3: handler.wasi_p3,
+        pids_limit: Some(handler.pids_limit),
         rlimits: rlimits
             .map(|limit| ResourceLimit {
                 resource: limit.resource,

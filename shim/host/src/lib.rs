@@ -64,7 +64,10 @@ pub use config::{HostConfig, LiveConfig};
 pub use coracle_lifecycle::{blocking, io_error, make_private, pass, runtime_error};
 use ids::Ids;
 pub use linux::cdi::{CdiDevice, CdiListing, cdi_devices};
-pub use linux::{DefaultProfile, default_profile, load_default_profile, usual_capabilities};
+pub use linux::{
+    DefaultProfile, default_profile, load_default_profile, node_pids, pids_limit,
+    usual_capabilities,
+};
 pub use log::LogRoot;
 
 /// The parts that effects call. Each is cheap to clone or shared.
