@@ -11,6 +11,7 @@ mod host;
 mod kernel;
 mod network;
 mod probe;
+mod processes;
 mod signatures;
 
 use std::io::{self, Write};
@@ -100,6 +101,7 @@ pub struct Report {
 pub fn examine(config: &Config) -> Report {
     let mut findings = kernel::findings(config);
     findings.extend(host::findings(config));
+    findings.push(processes::finding(config));
     findings.extend(network::findings(config));
     findings.extend(directories::findings(config));
     findings.push(proxies(config));

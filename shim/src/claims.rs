@@ -1,5 +1,5 @@
-//! Claims the resources of the node that no two daemons may share: directories, the default parent of cgroups, subnets,
-//! names of interfaces, a share of the SELinux categories.
+//! Claims the resources of the node that no two daemons may share: directories, the default parent of cgroups, host ids,
+//! subnets, names of interfaces, a share of the SELinux categories.
 //!
 //! ```text
 //! ROOT/instance      the identity of this root: a random id, created once, durable; locked while a daemon uses it
@@ -9,7 +9,7 @@
 //! Called by: `serve`, before anything is read or swept; held until the daemon ends. The kernel releases the locks with
 //! the process, however it ends; children do not inherit them (close-on-exec).
 //! Invariants: when two daemons would share something, the second one stops before it touches anything, and names the
-//! resource, the holder, and what to change; interfaces, subnets and categories stay claimed while the claimer has
+//! resource, the holder, and what to change; host ids, interfaces, subnets and categories stay claimed while the claimer has
 //! pods, even without its daemon. Claims are checked only at the start of a daemon.
 //! Must not know: cgroup parents that a kubelet names, which are shared (a sweep recognises its own cgroups by their
 //! ids).
@@ -112,6 +112,8 @@ impl Claims {
             let path = claims.join(resource.file());
             let file = claim(&path, &resource, &own, TIMEOUT)?;
             held.push((path, file));
+            // A daemon that started meanwhile sees our claim, or we see its.
+            refuse_overlap(claims, &resource, &own)?;
         }
         let share = share::claim_one(claims, &own)?;
         let category_share = share.as_ref().map(|share| share.number);
@@ -235,19 +237,18 @@ fn refuse_in_use(resource: &Resource, other: Claimer) -> Result<(), Error> {
     })
 }
 
-/// Refuses a subnet that overlaps one of another daemon: equal subnets share a file, others are compared here.
+/// Refuses a subnet or a range of host ids that overlaps one of another daemon: equal ones share a file, others are
+/// compared here.
 fn refuse_overlap(claims: &Path, resource: &Resource, own: &Claimer) -> Result<(), Error> {
-    if resource.kind != "subnet" {
-        return Ok(());
-    }
     let listed = fs::read_dir(claims).map_err(|source| failed("list", claims, source))?;
     for entry in listed.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(value) = name.strip_prefix("subnet-") else {
+        let Some((kind, value)) = name.split_once('-') else {
             continue;
         };
         let value = value.replace("%2F", "/").replace("%25", "%");
-        if value == resource.value || !overlap(&value, &resource.value) {
+        let is_other = kind != resource.kind || value == resource.value;
+        if is_other || !overlap(kind, &value, &resource.value) {
             continue;
         }
         let mut file = open(&entry.path())?;
@@ -296,6 +297,8 @@ mod tests {
         config.network.interface_prefix = format!("co{}", char::from(b'a' + number));
         config.network.subnet = Subnet::parse(&format!("10.{number}.0.0/16")).unwrap();
         config.cgroup.pod_parent = format!("/co{number}");
+        config.sandbox.max_pods = 100;
+        config.sandbox.id_base = u32::from(number) * 100 * config.sandbox.id_count;
         for directory in [&config.root, &config.run] {
             fs::create_dir_all(directory).unwrap();
         }
@@ -312,7 +315,7 @@ mod tests {
         let first = config(&dir, 1);
         let held = take(&dir, &first).unwrap();
         type Change = fn(&mut Config, &Config);
-        let changes: [(&str, Change); 6] = [
+        let changes: [(&str, Change); 8] = [
             ("(root)", |second, first| {
                 second.root.clone_from(&first.root)
             }),
@@ -333,6 +336,10 @@ mod tests {
             ("network.subnet", |second, _| {
                 second.network.subnet = Subnet::parse("10.1.16.0/20").unwrap();
             }),
+            ("sandbox.id_base", |second, first| {
+                second.sandbox = first.sandbox.clone();
+            }),
+            ("sandbox.id_base", |second, _| second.sandbox.id_base -= 1),
         ];
         for (named, change) in changes {
             let mut second = config(&dir, 2);
@@ -350,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn pods_keep_subnet_and_interfaces_while_their_daemon_is_away() {
+    fn pods_keep_subnet_interfaces_and_ids_while_their_daemon_is_away() {
         let dir = Scratch::new("claims-away");
         let first = config(&dir, 1);
         fs::create_dir_all(first.root.join("pods/a")).unwrap();
@@ -360,6 +367,15 @@ mod tests {
         let refused = take(&dir, &second);
         assert!(
             matches!(refused, Err(Error::InUse { pods: 1, .. })),
+            "{refused:?}"
+        );
+        // The pod has its ids, whatever else they are now divided into.
+        let mut second = config(&dir, 2);
+        second.sandbox.id_base -= 65_536;
+        second.sandbox.id_count *= 2;
+        let refused = take(&dir, &second);
+        assert!(
+            matches!(&refused, Err(Error::InUse { what, .. }) if what.contains("sandbox.id_base")),
             "{refused:?}"
         );
         // Cgroups are recognised by their names.

@@ -22,6 +22,7 @@ pub fn host_config(config: &Config, live: Arc<Live<LiveConfig>>) -> HostConfig {
         ipv6_off: config.network.ipv6 == Ipv6::Off,
         id_base: config.sandbox.id_base,
         id_count: config.sandbox.id_count,
+        max_pods: config.sandbox.max_pods,
         log_root: LogRoot::resolve(&config.sandbox.pod_logs_dir),
         max_module_bytes: config.wasm.max_module_bytes,
         all_requests_bytes: config.sandbox.all_requests_bytes,
@@ -57,6 +58,7 @@ fn handler_config(handler: &config::Handler) -> HandlerSettings {
         },
         http: handler.http.clone(),
         wasi_p3: handler.wasi_p3,
+        pids_limit: Some(handler.pids_limit),
         rlimits: rlimits
             .map(|limit| ResourceLimit {
                 resource: limit.resource,

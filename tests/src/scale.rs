@@ -127,6 +127,7 @@ pub async fn measure(image: &str, plan: Plan) -> Outcome<Figures> {
 async fn daemon(image: &str) -> Outcome<Daemon> {
     let daemon = Daemon::start_with(Options {
         quiet: true,
+        many_pods: true,
         // The log says at which port it listens.
         config: "[metrics]\naddress = \"127.0.0.1:0\"\n\
                  [log.targets]\n\"coracle::metrics\" = \"info\"\n"

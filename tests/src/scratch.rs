@@ -1,4 +1,4 @@
-//! A corner of the machine for one daemon: a directory, a cgroup, a subnet and an interface prefix of its own.
+//! A corner of the machine for one daemon: a directory, a cgroup, a subnet, an interface prefix and host ids of its own.
 //!
 //! Called by: the daemon and peer starters. Slots are held by file locks, so several test processes can run at once,
 //! and a slot that a killed process left behind is swept by the next one that takes it.
@@ -18,8 +18,16 @@ use rustix::mount::{UnmountFlags, unmount};
 
 use crate::{Outcome, procs};
 
-/// How many scratches can exist on the machine at once; also the number of /20 subnets set aside for tests.
-const SLOTS: u16 = 256;
+/// How many scratches can exist on the machine at once; each has a /20 subnet and [`PODS`] ranges of host ids.
+const SLOTS: u16 = 48;
+/// Most pods of a scratch's daemon at a time.
+const PODS: u32 = 512;
+/// Host ids of a pod: the default of `sandbox.id_count`.
+const POD_IDS: u32 = 65_536;
+/// The first host id of the first scratch: above those that tests give user namespaces.
+const ID_BASE: u32 = 0x1000_0000;
+/// The first host id, and most pods, of the daemon with many pods: above those of a demo.
+const MANY: (u32, u32) = (0x9800_0000, 20_000);
 /// Where the lock files of the slots lie.
 const LOCKS: &str = "/tmp/coracle-test-slots";
 
@@ -77,6 +85,14 @@ impl Scratch {
             96 + self.number / 16,
             self.number % 16 * 16
         )
+    }
+
+    /// Lines of `[sandbox]` with the host ids of this scratch, which end below those of a daemon with the default
+    /// configuration. With `many_pods` they are those for the one daemon on the machine that has more than usual.
+    pub fn host_ids(&self, many_pods: bool) -> String {
+        let usual = (ID_BASE + u32::from(self.number) * PODS * POD_IDS, PODS);
+        let (base, pods) = if many_pods { MANY } else { usual };
+        format!("id_base = {base}\nmax_pods = {pods}\n")
     }
 
     /// The first three letters of the name of every host interface of this scratch.

@@ -46,6 +46,12 @@ const LINUX_PROTOCOL: u64 = 2;
 /// The protocol version since which keepers support terminals and attach.
 const STREAMING_PROTOCOL: u64 = 3;
 
+/// Most events of a keeper that wait for the pod's driver. A keeper that sends more is hung up on: the greeting of the next
+/// connection has the exits.
+const MAX_EVENTS: usize = 4096;
+/// Most containers that a keeper may list.
+const MAX_LISTED: usize = 16_384;
+
 /// A connection to one keeper; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Keeper {
@@ -135,7 +141,7 @@ impl Keeper {
     pub async fn connect(
         socket: &Path,
         deadline: Duration,
-    ) -> Result<(Self, Greeting, mpsc::UnboundedReceiver<KeeperEvent>)> {
+    ) -> Result<(Self, Greeting, mpsc::Receiver<KeeperEvent>)> {
         let what = || format!("connect to keeper {}", socket.display());
         let (_directory, short) =
             socket::short(socket).map_err(|e| Error::with(Kind::Gone, what(), e))?;
@@ -144,7 +150,7 @@ impl Keeper {
             .map_err(|e| Error::with(Kind::Deadline, what(), e))?
             .map_err(|e| Error::with(Kind::Gone, what(), e))?;
         let (requests, queue) = mpsc::unbounded();
-        let (events, received) = mpsc::unbounded();
+        let (events, received) = mpsc::channel(MAX_EVENTS);
         let ends = Ends::default();
         tokio::spawn(run_connection(stream, queue, events, Arc::clone(&ends)));
         let keeper = Self {

@@ -97,7 +97,7 @@ pub struct Cni {
 pub struct Plan(Entry);
 
 impl Cni {
-    /// Reads the cache and kills plugins of earlier daemons that still execute an ADD. Blocks for 2 s at most.
+    /// Reads the cache and kills plugins of earlier daemons that still execute an ADD. Blocks for 3 s at most.
     /// Errors: the cache directory cannot be used. A missing configuration is no error: see [`Cni::problem`].
     pub fn open(config: CniConfig) -> Result<Arc<Self>, Error> {
         let runner = Runner {
@@ -105,9 +105,7 @@ impl Cni {
             limit: config.plugin_limit,
         };
         let cache = Cache::open(&config.entry_dir)?;
-        let mut unfinished = cache.pods();
-        unfinished.retain(|pod| !cache.is_added(pod));
-        let ended = orphans::kill(&unfinished.into_iter().collect());
+        let ended = orphans::kill(cache.unfinished());
         if ended > 0 {
             tracing::warn!(
                 processes = ended,

@@ -24,6 +24,8 @@ pub use payload::{ProcessRow, Tool, Toolbox, WasmNetwork};
 
 /// The version of [`ContainerSpec`] that this build writes; a keeper of an older build reads older ones.
 pub const SPEC_VERSION: u32 = 1;
+/// Most processes and threads of a Linux container, unless its handler says otherwise and as far as the node has them.
+pub const PIDS_LIMIT: u64 = 32_768;
 
 /// Everything that one container process needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -3,7 +3,7 @@
 //! The spawner calls it in a new fork. It wakes only when a descriptor is ready or the deadline of a starting or
 //! exiting container is near; an idle pod wakes nothing.
 //! Invariant: nothing here blocks: sockets are non-blocking, log threads write log files, and exit records are written
-//! to the state directory only.
+//! to the state directory only. What a container makes without end is taken in turns with everything else.
 //! It must not know how a container process is jailed.
 
 mod connection;
@@ -28,6 +28,10 @@ use coracle_spec::error::{Context as _, Error, Result};
 use coracle_spec::id::ContainerId;
 use coracle_sys as sys;
 use coracle_wasm::Warm;
+
+/// Most unclaimed children that are reaped in one turn: a container that shares a pid namespace can make siblings of its own
+/// as fast as they are reaped.
+const MAX_REAPED: usize = 64;
 
 /// What a keeper inherits from the spawner.
 pub struct Inherited<'a> {
@@ -59,6 +63,7 @@ pub fn main(inherited: Inherited<'_>) -> Result<()> {
         pause: None,
         ends: sys::children::sigchld_fd().during(|| "watch for ended children".into())?,
         unclaimed: false,
+        reaping: false,
         execs: Execs::default(),
         committed: false,
         is_set_up: false,
@@ -101,6 +106,8 @@ struct EventLoop<'a> {
     ends: OwnedFd,
     /// A child has ended since the last [`Self::reap_unclaimed`].
     unclaimed: bool,
+    /// There may be more of them than one turn reaps.
+    reaping: bool,
     execs: Execs,
     committed: bool,
     is_set_up: bool,
@@ -140,6 +147,9 @@ impl EventLoop<'_> {
 
     /// Time until the next deadline; `None` without one.
     fn timeout(&self) -> Option<rustix::event::Timespec> {
+        if self.reaping {
+            return Some(rustix::event::Timespec::default());
+        }
         self.containers.next_deadline().map(|at| {
             let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             rustix::event::Timespec {
@@ -160,8 +170,8 @@ impl EventLoop<'_> {
             CONNECTION => self.receive(),
             PAUSE => self.reap_pause(),
             CHILDREN => {
-                let mut signals = [0; 1024];
-                while rustix::io::read(&self.ends, &mut signals).is_ok() {}
+                // Once: whoever forks without end would be read without end.
+                let _ = rustix::io::read(&self.ends, &mut [0; 1024]);
                 self.unclaimed = true;
             }
             token if token >= FIRST_EXEC => self.execs.ready(token - FIRST_EXEC, &self.epoll),
@@ -188,7 +198,11 @@ impl EventLoop<'_> {
     fn reap_unclaimed(&mut self) {
         // A starting process may have reported a sibling in a report that was not read yet.
         let is_calm = !self.containers.is_starting() && !self.execs.is_starting();
-        while self.unclaimed && is_calm {
+        self.reaping = false;
+        for _ in 0..MAX_REAPED {
+            if !self.unclaimed || !is_calm {
+                return;
+            }
             let Some(pid) = sys::children::peek() else {
                 self.unclaimed = false;
                 return;
@@ -205,6 +219,7 @@ impl EventLoop<'_> {
             }
             sys::children::reap(pid);
         }
+        self.reaping = true;
     }
 
     /// Handles a request of a daemon that speaks protocol `version`.

@@ -1,7 +1,8 @@
 //! Reports of a container process or an exec while it starts, and its exit code and message once it has ended.
 //!
 //! Used by the containers and the execs: both follow a process through its jail by one stream of reports.
-//! Invariants: at most [`MAX_REPORT`] bytes of it are kept; an unknown report is ignored.
+//! Invariants: at most [`MAX_REPORT`] bytes of it are read in all, so that no process holds its keeper by reports without
+//! end; an unknown report is ignored.
 //! It must not know the states of containers, or who gets the events.
 
 use std::io;
@@ -15,15 +16,20 @@ use coracle_control::messages::Report;
 use coracle_spec::{Cause, MAX_CAUSE_BYTES, MAX_MESSAGE_BYTES};
 use coracle_wasm::run::TRAP_CODE;
 
-/// Most bytes of reports that are read from one process.
+/// Most bytes of reports that are read from one process. One that sends more is not ours any more.
 const MAX_REPORT: usize = 32 * 1024;
+/// Most descriptors that are kept until a report names them.
+const MAX_FDS: usize = 4;
 /// Exit code of a process that never ran its program.
 const NOT_STARTED: i32 = 128;
 
 /// The reports of one process.
 pub(super) struct Reports {
     socket: Option<OwnedFd>,
+    /// Read, and not yet a whole line.
     bytes: Vec<u8>,
+    /// How many bytes were read in all.
+    read: usize,
     /// Received descriptors, in order.
     fds: Vec<OwnedFd>,
     /// It is about to execute a program; if the stream ends without another report, it did.
@@ -47,6 +53,7 @@ impl Reports {
         Self {
             socket: Some(socket),
             bytes: Vec::new(),
+            read: 0,
             fds: Vec::new(),
             executing: false,
             cause: None,
@@ -63,9 +70,11 @@ impl Reports {
     pub(super) fn read_events(&mut self, poll: &OwnedFd) -> Vec<ReportEvent> {
         let is_over = self.fill(poll);
         let mut events = Vec::new();
-        while let Some(end) = self.bytes.iter().position(|b| *b == b'\n') {
-            let line: Vec<u8> = self.bytes.drain(..=end).collect();
-            match serde_json::from_slice(&line) {
+        let end = self.bytes.iter().rposition(|b| *b == b'\n');
+        let rest = self.bytes.split_off(end.map_or(0, |end| end + 1));
+        let lines = std::mem::replace(&mut self.bytes, rest);
+        for line in lines.split(|b| *b == b'\n') {
+            match serde_json::from_slice(line) {
                 Ok(Report::Ready) => events.push(ReportEvent::Runs),
                 Ok(Report::Executing) => self.executing = true,
                 Ok(Report::Moved) => events.extend(self.next_fd().map(ReportEvent::Moved)),
@@ -85,18 +94,19 @@ impl Reports {
         (!self.fds.is_empty()).then(|| self.fds.remove(0))
     }
 
-    /// Reads all available bytes; `true` once the stream has ended.
+    /// Reads all available bytes; `true` once the stream has ended, or was closed because there is no end to it.
     fn fill(&mut self, poll: &OwnedFd) -> bool {
         let Some(socket) = &self.socket else {
             return true;
         };
         let mut chunk = [0; 4096];
-        loop {
+        while self.read < MAX_REPORT {
             match receive(socket.as_fd(), &mut chunk, &mut self.fds) {
                 Ok(0) => break,
                 Ok(count) => {
-                    let room = MAX_REPORT.saturating_sub(self.bytes.len());
-                    self.bytes.extend_from_slice(&chunk[..count.min(room)]);
+                    self.read += count;
+                    self.bytes.extend_from_slice(&chunk[..count]);
+                    self.fds.truncate(MAX_FDS);
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return false,

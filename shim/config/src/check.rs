@@ -16,8 +16,8 @@ use super::{
     streaming, tracing, wasm,
 };
 
-/// The number of pods whose id ranges must fit after `id_base`: a full node and as many again.
-const ID_RANGES: u64 = 5_000;
+/// Host ids: all of 32 bits but the last one, which the kernel takes for "none".
+const HOST_IDS: u64 = u32::MAX as u64;
 /// Longest path of a unix socket. Bytes; the kernel's 108 less the final zero.
 const SOCKET_PATH_BYTES: usize = 107;
 pub(super) const KIB: u64 = 1 << 10;
@@ -265,12 +265,15 @@ fn interface_prefix(text: &str) -> Result<String, Invalid> {
 
 fn sandbox(file: &SandboxFile) -> Result<Sandbox, Invalid> {
     let count = within("sandbox.id_count", file.id_count, 65_536..=1 << 24)?;
-    let last = u64::from(u32::MAX) - 1 - count * ID_RANGES.min(u64::from(u32::MAX) / count / 2);
+    let pods = within("sandbox.max_pods", file.max_pods, 1..=65_535)?;
+    // Where a pod has that many ids, half of all host ids is enough for a node.
+    let last = HOST_IDS - count * pods.min(HOST_IDS / count / 2);
     let base = within("sandbox.id_base", file.id_base, 65_536..=last)?;
-    // Both are below u32::MAX, as `within` has checked.
+    // All are below u32::MAX, as `within` has checked.
     Ok(Sandbox {
         id_base: base as u32,
         id_count: count as u32,
+        max_pods: pods.min((HOST_IDS - base) / count) as u32,
         pod_logs_dir: directory("sandbox.pod_logs_dir", &file.pod_logs_dir)?,
         create_host_paths: file.create_host_paths,
         all_requests_bytes: within(

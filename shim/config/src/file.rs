@@ -287,6 +287,8 @@ pub struct SandboxFile {
     pub id_base: u64,
     /// How many uids and gids each pod gets.
     pub id_count: u64,
+    /// Most pods at a time.
+    pub max_pods: u64,
     /// The kubelet's `podLogsDir`; symbolic links in this path are followed.
     pub pod_logs_dir: PathBuf,
     /// Whether a missing host path of a mount is created, as a directory.
@@ -300,6 +302,7 @@ impl Default for SandboxFile {
         Self {
             id_base: 1_879_048_192,
             id_count: 65_536,
+            max_pods: 5_000,
             pod_logs_dir: "/var/log/pods".into(),
             create_host_paths: true,
             all_requests_bytes: 256 * MIB,

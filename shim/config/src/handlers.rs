@@ -10,8 +10,8 @@ mod file;
 use std::collections::BTreeMap;
 
 use coracle_cri::policy::{Base, Egress, HandlerPolicy, NamespacePolicy, Policies, fits};
-use coracle_spec::HttpLimits;
 use coracle_spec::egress::Rule;
+use coracle_spec::{HttpLimits, PIDS_LIMIT};
 
 use self::file::{BUILT_IN, HandlerFile, Kind, NamespaceFile};
 use super::egress::EgressFile;
@@ -27,6 +27,8 @@ const MAX_ENTRIES: usize = 256;
 const MAX_NAMESPACE_BYTES: usize = 63;
 /// Longest key of an annotation: a DNS name, a slash, a name. Source: k8s.io/apimachinery, `IsQualifiedName`.
 const MAX_ANNOTATION_BYTES: usize = 253 + 1 + 63;
+/// Most processes of a node. Source: `PID_MAX_LIMIT` of linux/threads.h, 64-bit.
+const MAX_PIDS: u64 = 1 << 22;
 
 /// One RuntimeClass handler.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +43,8 @@ pub struct Handler {
     pub http: HttpLimits,
     /// Whether components of WASI 0.3 run.
     pub wasi_p3: bool,
+    /// Most processes and threads of a Linux container; 0 is no limit.
+    pub pids_limit: u64,
     /// Limits of Linux programs.
     pub rlimits: Vec<Rlimit>,
 }
@@ -147,8 +151,20 @@ fn handler(name: &str, file: &HandlerFile) -> Result<Handler, Invalid> {
         policy,
         http: http::check(&table.key("http"), &file.http)?,
         wasi_p3: file.wasi_p3,
+        pids_limit: pids_limit(&table.key("pids_limit"), file.pids_limit)?,
         rlimits: rlimits::check(&table.key("rlimits"), &file.rlimits)?,
     })
+}
+
+/// Most processes and threads of a Linux container: 0, or what the kernel can count.
+fn pids_limit(key: &str, limit: Option<u64>) -> Result<u64, Invalid> {
+    match limit.unwrap_or(PIDS_LIMIT) {
+        limit if limit <= MAX_PIDS => Ok(limit),
+        limit => invalid(
+            key.to_owned(),
+            format!("is {limit}, must be 1 to {MAX_PIDS}, or 0 for no limit"),
+        ),
+    }
 }
 
 /// The built-in handler that a handler is, or that it is like.

@@ -205,6 +205,8 @@ pub struct Sandbox {
     pub id_base: u32,
     /// Ids each pod gets.
     pub id_count: u32,
+    /// Most pods at a time; all of their ids are host ids.
+    pub max_pods: u32,
     /// The kubelet's directory of pod logs.
     pub pod_logs_dir: PathBuf,
     /// A missing host path of a mount is created, as a directory.

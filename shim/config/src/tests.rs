@@ -172,7 +172,7 @@ fn invalid_toml_and_values_of_the_wrong_type_name_their_line() {
 }
 
 /// Files with one value that cannot be used, and how the message begins.
-const UNUSABLE: [(&str, &str); 30] = [
+const UNUSABLE: [(&str, &str); 31] = [
     (
         "root = \"relative\"\n",
         "config.toml:1: root is \"relative\"",
@@ -275,6 +275,10 @@ const UNUSABLE: [(&str, &str); 30] = [
     (
         "[sandbox]\nid_count = 1\n",
         "config.toml:2: sandbox.id_count is 1",
+    ),
+    (
+        "[sandbox]\nmax_pods = 0\n",
+        "config.toml:2: sandbox.max_pods is 0, must be 1 to 65535",
     ),
     (
         "[helpers]\nmax_processes = 0\n",

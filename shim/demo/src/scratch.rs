@@ -1,4 +1,4 @@
-//! The demo's resources on the machine: a directory, a cgroup, a subnet and interface names that nothing else uses.
+//! The demo's resources on the machine: a directory, a cgroup, a subnet, host ids and interface names that nothing else uses.
 //!
 //! Called by: the demo. Invariant: two demos at once never share anything: each holds a slot for its lifetime, and the
 //! kernel frees the slot however its holder ends.
@@ -16,8 +16,12 @@ use super::error::Error;
 const SLOTS: u8 = 32;
 /// The parent of the directory. Short: keepers' sockets lie deep in it, and the kernel allows 107 bytes.
 const PARENT: &str = "/tmp";
-/// First host id of the demo's pods: after those of a daemon with the default configuration.
+/// First host id of the pods of all demos: after those of a daemon with the default configuration.
 const ID_BASE: u32 = 0x9000_0000;
+/// Most pods of a demo.
+const PODS: u32 = 64;
+/// Host ids of a pod: the default of `sandbox.id_count`.
+const POD_IDS: u32 = 65_536;
 
 /// One demo's directory and names.
 #[derive(Debug)]
@@ -73,13 +77,14 @@ impl Scratch {
         let file = self.directory.join("config.toml");
         let text = format!(
             "root = {:?}\nrun = {:?}\nsocket = {:?}\n\n[cgroup]\npod_parent = {:?}\n\n[network]\nsubnet = {:?}\n\
-             interface_prefix = {:?}\n\n[sandbox]\nid_base = {ID_BASE}\n",
+             interface_prefix = {:?}\n\n[sandbox]\nid_base = {}\nmax_pods = {PODS}\n",
             self.directory.join("root"),
             self.directory.join("run"),
             self.socket(),
             self.cgroup(),
             format!("198.{}.{}.0/20", 18 + self.slot / 16, self.slot % 16 * 16),
             self.interface_prefix(),
+            ID_BASE + u32::from(self.slot) * PODS * POD_IDS,
         );
         fs::write(&file, text).map_err(|error| Error::file("write", &file, error))?;
         Ok(file)
@@ -124,10 +129,12 @@ mod tests {
     use coracle_config::{self as config, Overrides};
 
     #[test]
-    fn every_slot_has_a_valid_configuration_and_its_own_subnet() {
+    fn every_slot_has_a_valid_configuration_its_own_subnet_and_ids() {
         let temp = crate::test_scratch::Scratch::new("demo-scratch");
         let directory = temp.0.clone();
         let mut subnets = std::collections::BTreeSet::new();
+        let usual = config::Config::default().sandbox;
+        let mut ids_end = usual.id_base + usual.max_pods * usual.id_count;
         for slot in 0..SLOTS {
             let held = UnixListener::bind_addr(
                 &SocketAddr::from_abstract_name(format!("{}-{slot}", directory.display())).unwrap(),
@@ -144,6 +151,9 @@ mod tests {
             .unwrap();
             subnets.insert(config.network.subnet.to_string());
             assert_eq!(config.socket, scratch.socket());
+            let ids = config.sandbox;
+            assert!(ids.id_base >= ids_end, "{ids:?}");
+            ids_end = ids.id_base + ids.max_pods * ids.id_count;
         }
         assert_eq!(subnets.len(), usize::from(SLOTS));
     }

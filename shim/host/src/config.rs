@@ -32,6 +32,8 @@ pub struct HostConfig {
     pub id_base: u32,
     /// Host ids for each pod.
     pub id_count: u32,
+    /// Most pods at a time.
+    pub max_pods: u32,
     /// The kubelet's directory of pods' logs.
     pub log_root: LogRoot,
     /// Largest module that is read. Bytes.

@@ -21,7 +21,7 @@ use coracle_network::Attachment;
 use coracle_spec::IdRange;
 use coracle_spec::id::{ContainerId, PodId};
 use coracle_streaming::Streams;
-use futures_channel::mpsc::UnboundedReceiver;
+use futures_channel::mpsc::Receiver;
 use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -115,7 +115,7 @@ impl coracle_lifecycle::Host for Host {
         self: Arc<Self>,
         pod: &'a PodId,
         timeout: Duration,
-    ) -> EffectFuture<'a, (Keeper, Greeting, UnboundedReceiver<KeeperEvent>)> {
+    ) -> EffectFuture<'a, (Keeper, Greeting, Receiver<KeeperEvent>)> {
         Box::pin(async move { Host::connect(&self, pod, timeout).await })
     }
 

@@ -1,10 +1,12 @@
 //! Blocks of host ids: one for each live pod, the least recently used first.
 //!
 //! Called by: RunPodSandbox (lease), the end of a pod (release), recovery (reserve those of records).
-//! Invariants: no two pods have the same block; a block is leased again only after all other free ones.
+//! Invariants: no two pods have an id in common, also where pods live that another configuration has given other ranges;
+//! a block is leased again only after all other free ones.
 //! Must not know: how ids get into a container.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use coracle_spec::IdRange;
@@ -26,17 +28,67 @@ struct State {
     fresh: u32,
     /// Released blocks, the oldest first.
     freed: VecDeque<u32>,
-    taken: HashSet<u32>,
+    /// What is leased or reserved: base and size. Those of another configuration lie across the blocks.
+    held: HashSet<(u32, u32)>,
+    /// How many of these have an id in a block.
+    users: HashMap<u32, u32>,
+}
+
+impl State {
+    /// Adds a range that has ids in `blocks`.
+    fn hold(&mut self, range: IdRange, blocks: Range<u32>) {
+        if self.held.insert((range.base, range.size)) {
+            for block in blocks {
+                *self.users.entry(block).or_default() += 1;
+            }
+        }
+    }
+
+    /// Removes it. A block without users at or above `fresh` was only reserved; it will be leased as a fresh one.
+    fn free(&mut self, range: IdRange, blocks: Range<u32>) {
+        if !self.held.remove(&(range.base, range.size)) {
+            return;
+        }
+        for block in blocks {
+            let Some(users) = self.users.get_mut(&block) else {
+                continue;
+            };
+            *users -= 1;
+            if *users == 0 {
+                self.users.remove(&block);
+                if block < self.fresh {
+                    self.freed.push_back(block);
+                }
+            }
+        }
+    }
+
+    /// The next block that nobody uses.
+    fn next(&mut self, blocks: u32) -> Option<u32> {
+        while self.fresh < blocks {
+            self.fresh += 1;
+            if !self.users.contains_key(&(self.fresh - 1)) {
+                return Some(self.fresh - 1);
+            }
+        }
+        // One that was reserved after its release is released again.
+        while let Some(block) = self.freed.pop_front() {
+            if !self.users.contains_key(&block) {
+                return Some(block);
+            }
+        }
+        None
+    }
 }
 
 impl Ids {
-    /// Blocks of `size` ids from `base` up to the last host id (2^32 - 2).
-    pub fn new(base: u32, size: u32) -> Ids {
-        let blocks = (u32::MAX - 1 - base) / size.max(1);
+    /// `pods` blocks of `size` ids from `base`, as far as they end at the last host id (2^32 - 2).
+    pub fn new(base: u32, size: u32, pods: u32) -> Ids {
+        let size = size.max(1);
         Ids {
             base,
             size,
-            blocks,
+            blocks: pods.min((u32::MAX - base) / size),
             state: Mutex::default(),
         }
     }
@@ -44,50 +96,33 @@ impl Ids {
     /// Leases a block. Errors: all are leased.
     pub fn lease(&self) -> Result<IdRange, Error> {
         let mut state = self.lock();
-        while state.fresh < self.blocks {
-            let block = state.fresh;
-            state.fresh += 1;
-            if state.taken.insert(block) {
-                return Ok(self.range(block));
-            }
-        }
-        let Some(block) = state.freed.pop_front() else {
-            return Err(Error::new(
-                Kind::Exhausted,
-                format!("all {} blocks of host ids are taken", self.blocks),
-            ));
+        let Some(block) = state.next(self.blocks) else {
+            let why = format!(
+                "all {} blocks of host ids are taken (sandbox.id_base, id_count, max_pods)",
+                self.blocks
+            );
+            return Err(Error::new(Kind::Exhausted, why));
         };
-        state.taken.insert(block);
-        Ok(self.range(block))
+        let range = self.range(block);
+        state.hold(range, block..block + 1);
+        Ok(range)
     }
 
-    /// Reserves the block of a record.
+    /// Reserves the range of a record: every block that has one of its ids.
     pub fn claim(&self, range: IdRange) {
-        if let Some(block) = self.block(range) {
-            self.lock().taken.insert(block);
-        }
+        self.lock().hold(range, self.blocks_of(range));
     }
 
     /// Reserves the block that contains a host id.
     pub fn claim_holding(&self, id: u32) {
-        let Some(block) = id.checked_sub(self.base).map(|offset| offset / self.size) else {
-            return;
-        };
-        if block < self.blocks {
-            self.lock().taken.insert(block);
+        for block in self.blocks_of(IdRange { base: id, size: 1 }) {
+            self.claim(self.range(block));
         }
     }
 
-    /// Releases a block. One that is not leased is fine.
+    /// Releases a range. One that is neither leased nor reserved is fine.
     pub fn release(&self, range: IdRange) {
-        let mut state = self.lock();
-        // A block at or above `fresh` was only reserved; it will be leased as a fresh one.
-        if let Some(block) = self.block(range)
-            && state.taken.remove(&block)
-            && block < state.fresh
-        {
-            state.freed.push_back(block);
-        }
+        self.lock().free(range, self.blocks_of(range));
     }
 
     fn range(&self, block: u32) -> IdRange {
@@ -97,12 +132,16 @@ impl Ids {
         }
     }
 
-    /// The number of the block `range`; `None` when the configuration has changed meanwhile.
-    fn block(&self, range: IdRange) -> Option<u32> {
-        let offset = range.base.checked_sub(self.base)?;
-        let fits =
-            range.size == self.size && offset % self.size == 0 && offset / self.size < self.blocks;
-        fits.then_some(offset / self.size)
+    /// The blocks that have an id of `range`.
+    fn blocks_of(&self, range: IdRange) -> Range<u32> {
+        let below = |id: u64| id.saturating_sub(u64::from(self.base));
+        let (first, end) = (
+            u64::from(range.base),
+            u64::from(range.base) + u64::from(range.size),
+        );
+        let (size, most) = (u64::from(self.size), u64::from(self.blocks));
+        // Both are at most `blocks`.
+        (below(first) / size).min(most) as u32..below(end).div_ceil(size).min(most) as u32
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -117,7 +156,7 @@ mod tests {
 
     fn four() -> Ids {
         // 4 * 1000 + 999 ids fit above this base.
-        Ids::new(u32::MAX - 1 - 4999, 1000)
+        Ids::new(u32::MAX - 4999, 1000, 100)
     }
 
     #[test]
@@ -127,11 +166,15 @@ mod tests {
         assert_eq!(ids.lease().unwrap_err().kind(), Kind::Exhausted);
         bases.dedup();
         assert_eq!(bases.len(), 4);
-        assert!(
-            bases
-                .iter()
-                .all(|base| base.checked_add(1000).is_some_and(|end| end < u32::MAX))
-        );
+        assert!(bases.iter().all(|base| base.checked_add(1000).is_some()));
+    }
+
+    #[test]
+    fn no_more_pods_than_configured_have_ids() {
+        let ids = Ids::new(65_536, 65_536, 2);
+        let leased = [(); 2].map(|()| ids.lease().unwrap().base);
+        assert_eq!(leased, [65_536, 131_072]);
+        assert_eq!(ids.lease().unwrap_err().kind(), Kind::Exhausted);
     }
 
     #[test]
@@ -163,20 +206,45 @@ mod tests {
     }
 
     #[test]
-    fn a_block_of_another_configuration_is_left_alone() {
+    fn no_pod_gets_ids_of_one_that_another_configuration_has_started() {
+        let range = |base, size| IdRange { base, size };
+        let base = four().base;
+        for (other, untouched) in [
+            (range(base + 1, 1000), vec![2, 3]),
+            (range(base, 2000), vec![2, 3]),
+            (range(base + 1000, 1), vec![0, 2, 3]),
+            (range(base - 500, 501), vec![1, 2, 3]),
+            (range(base - 500, 500), vec![0, 1, 2, 3]),
+            (range(base + 3999, 1000), vec![0, 1, 2]),
+            (range(base + 4000, 999), vec![0, 1, 2, 3]),
+            (range(base - 1, 4002), vec![]),
+            (range(0, 1000), vec![0, 1, 2, 3]),
+        ] {
+            let ids = four();
+            ids.claim(other);
+            let leases = (0..5).filter_map(|_| ids.lease().ok());
+            let leased: Vec<u32> = leases.map(|leased| (leased.base - base) / 1000).collect();
+            assert_eq!(leased, untouched, "{other:?}");
+            ids.release(other);
+            ids.release(other);
+            let rest = (0..5).filter(|_| ids.lease().is_ok()).count();
+            assert_eq!(rest + untouched.len(), 4, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_block_that_two_pods_have_a_part_of_is_free_after_both() {
         let ids = four();
-        ids.claim(IdRange {
-            base: 1,
-            size: 1000,
+        let [one, two] = [100, 600].map(|from| IdRange {
+            base: ids.base + from,
+            size: 500,
         });
-        ids.claim(IdRange {
-            base: ids.base + 1,
-            size: 1000,
-        });
-        ids.release(IdRange {
-            base: 1,
-            size: 1000,
-        });
-        assert_eq!((0..5).filter(|_| ids.lease().is_ok()).count(), 4);
+        ids.claim(one);
+        ids.claim(two);
+        assert_eq!((0..5).filter(|_| ids.lease().is_ok()).count(), 2);
+        ids.release(one);
+        assert!(ids.lease().is_err(), "the other pod has ids of both blocks");
+        ids.release(two);
+        assert_eq!((0..5).filter(|_| ids.lease().is_ok()).count(), 2);
     }
 }

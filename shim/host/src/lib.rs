@@ -65,7 +65,10 @@ pub use config::{HostConfig, LiveConfig};
 pub use coracle_lifecycle::{blocking, io_error, make_private, pass, runtime_error};
 use ids::Ids;
 pub use linux::cdi::{CdiDevice, CdiListing, cdi_devices};
-pub use linux::{DefaultProfile, default_profile, load_default_profile, usual_capabilities};
+pub use linux::{
+    DefaultProfile, default_profile, load_default_profile, node_pids, pids_limit,
+    usual_capabilities,
+};
 pub use log::LogRoot;
 
 /// The parts that effects call. Each is cheap to clone or shared.
@@ -117,7 +120,7 @@ pub struct Host {
 impl Host {
     /// Creates the directories that effects expect. Errors: the disk's.
     pub fn new(config: HostConfig, parts: Parts) -> Result<Host, Error> {
-        let ids = Ids::new(config.id_base, config.id_count);
+        let ids = Ids::new(config.id_base, config.id_count, config.max_pods);
         let trash = config.root.join("trash");
         let exec_budget =
             coracle_streaming::Budget::new(config.exec_sync_output_bytes, exec::FREE_BYTES);

@@ -9,6 +9,7 @@ mod capabilities;
 pub(crate) mod cdi;
 mod devices;
 pub(super) mod files;
+mod pids;
 mod profiles;
 mod volumes;
 
@@ -26,6 +27,7 @@ use coracle_spec::{Identity, LinuxJail, Mount, PidNamespaceMode, ResourceLimit};
 pub use self::capabilities::usual as usual_capabilities;
 use self::cdi::Additions;
 use self::devices::Grant;
+pub use self::pids::{node_pids, pids_limit};
 pub use self::profiles::{DefaultProfile, default_profile};
 use self::profiles::{LabelRequest, SecurityFiles};
 use super::errors::invalid;
@@ -51,6 +53,8 @@ pub(super) struct Subject<'a> {
     pub pod: &'a PodRecord,
     /// The limits that its handler sets.
     pub rlimits: Vec<ResourceLimit>,
+    /// Most processes and threads, as its handler has it; 0 is no limit.
+    pub pids_limit: u64,
     /// Whether the kernel keeps every container from writing the limits of its cgroup.
     pub guards_limits: bool,
     /// The container.
@@ -155,6 +159,7 @@ pub(super) fn plan(
         seccomp,
         limits: Limits {
             devices: Some(devices::rules(grants, security.privileged)),
+            pids: pids_limit(subject.pids_limit).and_then(|limit| limit.try_into().ok()),
             ..limits::linux_limits(&config.resources)
         },
         exposure,

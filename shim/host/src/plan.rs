@@ -15,7 +15,7 @@ use coracle_lifecycle::{
     PodRecord, SecurityProfile, WasmPlan, limits,
 };
 use coracle_spec::id::ContainerId;
-use coracle_spec::{Mount, WasmKind, WasmNetwork};
+use coracle_spec::{Mount, PIDS_LIMIT, WasmKind, WasmNetwork};
 use coracle_wasm::{EngineRef, ModuleInfo};
 
 use super::egress;
@@ -226,8 +226,10 @@ impl Draft {
     ) -> Result<Parts, Error> {
         self.refuse_wasm_only()?;
         let (pod, config) = (&self.pod, &self.config);
+        let handler = host.config.live.get().handler_of(pod)?;
         let subject = linux::Subject {
-            rlimits: host.config.live.get().handler_of(pod)?.rlimits,
+            rlimits: handler.rlimits,
+            pids_limit: handler.pids_limit.unwrap_or(PIDS_LIMIT),
             guards_limits: host.parts.cgroups.guards_limits(),
             pod,
             id: &self.id,

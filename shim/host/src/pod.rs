@@ -24,7 +24,7 @@ use coracle_lifecycle::{
 };
 use coracle_network::{self as network, Attachment, Namespaces, cni};
 use coracle_spec::id::PodId;
-use futures_channel::mpsc::UnboundedReceiver;
+use futures_channel::mpsc::Receiver;
 use tracing::{Instrument as _, info_span};
 
 use super::errors::network_error;
@@ -121,7 +121,7 @@ impl Host {
         &self,
         pod: &PodId,
         timeout: Duration,
-    ) -> Result<(Keeper, Greeting, UnboundedReceiver<KeeperEvent>), Error> {
+    ) -> Result<(Keeper, Greeting, Receiver<KeeperEvent>), Error> {
         let connected = Keeper::connect(&self.control_socket(pod), timeout).await;
         connected
             .map_err(|error| runtime_error(format!("greet the keeper of sandbox {pod}"), error))

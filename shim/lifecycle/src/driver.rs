@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 use coracle_control::keeper::{Keeper, KeeperEvent};
 use coracle_control::process::Process;
 use coracle_spec::id::ContainerId;
-use futures_channel::mpsc::{UnboundedReceiver, unbounded};
+use futures_channel::mpsc::{Receiver, UnboundedReceiver, unbounded};
 use futures_util::FutureExt as _;
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{Instrument as _, Span};
@@ -180,7 +180,7 @@ pub struct Driver {
     _share: Share,
     slot: Slot,
     keeper: Option<Keeper>,
-    events: Option<UnboundedReceiver<KeeperEvent>>,
+    events: Option<Receiver<KeeperEvent>>,
     keeper_process: Option<Arc<Process>>,
     keeper_watch: Option<Watch>,
     /// Tries to reconnect to a keeper that does not answer.

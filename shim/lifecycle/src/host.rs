@@ -20,7 +20,7 @@ use coracle_network::Attachment;
 use coracle_spec::IdRange;
 use coracle_spec::id::{ContainerId, PodId};
 use coracle_streaming::Streams;
-use futures_channel::mpsc::UnboundedReceiver;
+use futures_channel::mpsc::Receiver;
 use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -110,7 +110,7 @@ pub trait Host: Send + Sync + 'static {
         self: Arc<Self>,
         pod: &'a PodId,
         timeout: Duration,
-    ) -> EffectFuture<'a, (Keeper, Greeting, UnboundedReceiver<KeeperEvent>)>;
+    ) -> EffectFuture<'a, (Keeper, Greeting, Receiver<KeeperEvent>)>;
 
     /// Lets the keeper live on when this process ends.
     fn commit<'a>(self: Arc<Self>, pod: &'a PodId, keeper: &'a Keeper) -> EffectFuture<'a, ()>;

@@ -22,7 +22,7 @@ pub fn wasm_limits(requested: &Resources) -> Limits {
     }
 }
 
-/// The limits of a Linux container's cgroup except devices. A memory limit without a swap limit counts for both
+/// The limits of a Linux container's cgroup except devices and processes, which its handler and the node decide. A memory limit without a swap limit counts for both
 /// together, as in containerd and CRI-O: otherwise a container could use twice its limit on a node with swap.
 pub fn linux_limits(requested: &Resources) -> Limits {
     let limits = common(requested);

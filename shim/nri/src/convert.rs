@@ -97,14 +97,22 @@ pub fn container(pod: &PodRecord, record: &ContainerRecord) -> nri::Container {
     }
 }
 
+/// Most processes of a container, as plugins are shown it.
+pub fn pids(record: &ContainerRecord) -> Option<i64> {
+    match &record.plan.payload {
+        Payload::Linux(linux) => linux.limits.pids,
+        Payload::Wasm(_) => None,
+    }
+}
+
 fn linux(record: &ContainerRecord) -> nri::LinuxContainer {
-    let (devices, pids) = match &record.plan.payload {
-        Payload::Linux(linux) => (linux.jail.devices.as_slice(), linux.limits.pids),
-        Payload::Wasm(_) => (&[][..], None),
+    let devices = match &record.plan.payload {
+        Payload::Linux(linux) => linux.jail.devices.as_slice(),
+        Payload::Wasm(_) => &[],
     };
     let requested = &record.config.resources;
     let mut limits = resources(requested);
-    limits.pids = pids.map(|limit| nri::LinuxPids { limit });
+    limits.pids = pids(record).map(|limit| nri::LinuxPids { limit });
     nri::LinuxContainer {
         devices: devices.iter().map(device).collect(),
         resources: Some(limits),

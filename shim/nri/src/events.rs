@@ -151,12 +151,13 @@ impl Nri {
         self.apply(others).await?;
         let (resources, pids) = merge_limits(&requested, &own)
             .map_err(|why| Error::new(Kind::Invalid, format!("NRI: {why}")))?;
+        // A plugin may answer with all limits that it was shown.
         match pids {
-            None => Ok(resources),
-            Some(_) => Err(Error::new(
+            Some(limit) if convert::pids(container) != Some(limit) => Err(Error::new(
                 Kind::Invalid,
                 "NRI: resources: the number of processes is set when a container is created",
             )),
+            _ => Ok(resources),
         }
     }
 

@@ -4,11 +4,15 @@
 //! Must not know: files and locks.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::ops::Range;
 
-use coracle_config::{Config, Family, Network, NetworkMode, Subnet};
+use coracle_config::{Config, Family, Network, NetworkMode, Sandbox, Subnet};
 
 use super::Error;
 use super::file::Claimer;
+
+const IDS: &str = "ids";
+const SUBNET: &str = "subnet";
 
 /// One resource of the node.
 pub(super) struct Resource {
@@ -54,6 +58,7 @@ pub(super) fn resources(config: &Config) -> Vec<Resource> {
 fn of_any_daemon(config: &Config) -> Vec<Resource> {
     let parent = format!("/{}", config.cgroup.pod_parent.trim_matches('/'));
     vec![
+        of_host_ids(&config.sandbox),
         Resource {
             kind: "run",
             value: config.run.display().to_string(),
@@ -81,6 +86,24 @@ fn of_any_daemon(config: &Config) -> Vec<Resource> {
     ]
 }
 
+/// The host ids that pods may get. Live pods have them with or without a daemon.
+fn of_host_ids(sandbox: &Sandbox) -> Resource {
+    let (first, count) = (
+        u64::from(sandbox.id_base),
+        u64::from(sandbox.id_count) * u64::from(sandbox.max_pods),
+    );
+    Resource {
+        kind: IDS,
+        value: format!("{first}-{count}"),
+        what: format!(
+            "a part of the host ids {first} to {} (sandbox.id_base, id_count, max_pods)",
+            first + count - 1
+        ),
+        hint: "give this one ids that overlap no others: another sandbox.id_base, or fewer by sandbox.max_pods",
+        outlives_daemon: true,
+    }
+}
+
 fn of_builtin_network(network: &Network) -> Vec<Resource> {
     let prefix = &network.interface_prefix;
     let mut all = vec![Resource {
@@ -93,7 +116,7 @@ fn of_builtin_network(network: &Network) -> Vec<Resource> {
     let mut subnets = vec![network.subnet.to_string()];
     subnets.extend(network.subnet_v6.map(|subnet| subnet.to_string()));
     all.extend(subnets.into_iter().map(|subnet| Resource {
-        kind: "subnet",
+        kind: SUBNET,
         what: format!("the subnet {subnet} (network.subnet, network.subnet_v6)"),
         value: subnet,
         hint: "give this one a subnet that overlaps no other",
@@ -102,13 +125,27 @@ fn of_builtin_network(network: &Network) -> Vec<Resource> {
     all
 }
 
-/// Whether two subnets of one family share an address; false for a text that is no subnet.
-pub(super) fn overlap(one: &str, other: &str) -> bool {
-    fn both<A: Family>(one: &str, other: &str) -> bool {
+/// Whether two values of resources of this kind have something in common though they differ; false for a text that is none.
+pub(super) fn overlap(kind: &str, one: &str, other: &str) -> bool {
+    fn subnets<A: Family>(one: &str, other: &str) -> bool {
         match (Subnet::<A>::parse(one), Subnet::<A>::parse(other)) {
             (Ok(one), Ok(other)) => one.contains(other.base) || other.contains(one.base),
             _ => false,
         }
     }
-    both::<Ipv4Addr>(one, other) || both::<Ipv6Addr>(one, other)
+    match kind {
+        SUBNET => subnets::<Ipv4Addr>(one, other) || subnets::<Ipv6Addr>(one, other),
+        IDS => match (ids(one), ids(other)) {
+            (Some(one), Some(other)) => one.start < other.end && other.start < one.end,
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
+/// The host ids of a claim: the first, and how many.
+fn ids(value: &str) -> Option<Range<u64>> {
+    let (first, count) = value.split_once('-')?;
+    let first: u64 = first.parse().ok()?;
+    Some(first..first.checked_add(count.parse().ok()?)?)
 }

@@ -18,6 +18,10 @@ pub struct Options {
     pub images: String,
     /// Lines of `[network]`.
     pub network: String,
+    /// Lines of `[sandbox]`.
+    pub sandbox: String,
+    /// Have host ids for thousands of pods; two such daemons cannot run at once.
+    pub many_pods: bool,
     /// Have CNI plugins connect pods, each given this many seconds; see [`crate::cni`].
     pub cni: Option<u64>,
     /// Put the root directory on a tmpfs of this many bytes.
@@ -75,11 +79,13 @@ impl Options {
              [log]\nlevel = \"{level}\"\n\
              [cgroup]\ndriver = \"cgroupfs\"\npod_parent = \"{cgroup}/pods\"\n\
              [network]\nsubnet = \"{subnet}\"\ninterface_prefix = \"{prefix}\"\n{network}\n\
-             [images]\n{images}\n{extra}",
+             [images]\n{images}\n[sandbox]\n{ids}{sandbox}\n{extra}",
             level = if self.quiet { "warn" } else { "debug" },
             cgroup = scratch.cgroup(),
             subnet = scratch.subnet(),
             prefix = scratch.interface_prefix(),
+            ids = scratch.host_ids(self.many_pods),
+            sandbox = self.sandbox,
             extra = self.config,
         )
     }

@@ -26,6 +26,8 @@ fn second(daemon: &Daemon, same: &[&str]) -> PathBuf {
             ),
             "interface_prefix" => "interface_prefix = \"zzy\"".to_owned(),
             "subnet" => "subnet = \"10.112.0.0/20\"".to_owned(),
+            // Below those of a demo.
+            "id_base" => "id_base = 2348810240".to_owned(),
             "pod_parent" => line.replace("/pods", "/others"),
             _ => line.to_owned(),
         };
@@ -143,6 +145,7 @@ async fn a_second_daemon_on_what_a_live_one_has_is_refused_by_name() {
         ("pod_parent", "cgroup.pod_parent"),
         ("interface_prefix", "network.interface_prefix"),
         ("subnet", "network.subnet"),
+        ("id_base", "sandbox.id_base"),
         ("run", "run"),
         ("root", "root"),
     ] {

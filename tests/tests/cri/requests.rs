@@ -22,7 +22,7 @@ fn pod(daemon: &Daemon, name: &str, bytes: usize) -> cri::PodSandboxConfig {
 #[tokio::test]
 async fn all_requests_together_are_bounded_and_counted_over_a_restart() {
     let mut daemon = daemon_with(Options {
-        config: "[sandbox]\nall_requests_bytes = 1048576\n".into(),
+        sandbox: "all_requests_bytes = 1048576\n".into(),
         ..Options::default()
     })
     .await;
@@ -133,7 +133,7 @@ async fn a_list_is_answered_whatever_all_annotations_together_are() {
 async fn what_images_add_to_containers_is_bounded_with_the_requests() {
     const MANY: usize = 12;
     let daemon = shell::daemon_with(Options {
-        config: "[sandbox]\nall_requests_bytes = 4194304\n".into(),
+        sandbox: "all_requests_bytes = 4194304\n".into(),
         ..Options::default()
     })
     .await;

@@ -1,16 +1,18 @@
 //! Reads a keeper's greeting: which keeper it is, and its containers page by page.
 //!
-//! Called by [`Keeper::connect`]. Invariant: each page starts after the one before, so there is a last one.
+//! Called by [`Keeper::connect`]. Invariants: each page starts after the one before, so there is a last one; texts and number
+//! of containers are bounded, whoever made the keeper send them.
 //! It must not know what the daemon does with the containers.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::wire::Reply;
-use super::{Greeting, Keeper, KeeperContainer, unexpected};
+use super::{Greeting, Keeper, KeeperContainer, MAX_LISTED, unexpected};
 use crate::messages::{Answer, ListedContainer, Request};
 use crate::process::Process;
-use coracle_spec::error::Result;
+use coracle_spec::Exit;
+use coracle_spec::error::{Error, Kind, Result};
 
 impl Keeper {
     /// Reads the greeting and all pages.
@@ -35,6 +37,10 @@ impl Keeper {
                 (other, _) => return Err(unexpected(&other)),
             };
             greeting.containers.extend(with_processes(containers, fds)?);
+            if greeting.containers.len() > MAX_LISTED {
+                let why = format!("the keeper lists more than {MAX_LISTED} containers");
+                return Err(Error::new(Kind::Invalid, why));
+            }
         }
         Ok(greeting)
     }
@@ -72,7 +78,7 @@ fn with_processes(listed: Vec<ListedContainer>, fds: Vec<OwnedFd>) -> Result<Vec
         containers.push(KeeperContainer {
             id: listed.id,
             process,
-            exit: listed.exit,
+            exit: listed.exit.map(Exit::shortened),
             started_at: listed.started_at,
             starting: listed.starting,
         });

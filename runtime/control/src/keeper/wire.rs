@@ -1,6 +1,7 @@
 //! The task of a connection: sends requests and dispatches answers and events.
 //!
-//! Started by [`super::Keeper::connect`]. Invariant: when the connection ends, every waiter gets an error.
+//! Started by [`super::Keeper::connect`]. Invariants: when the connection ends, every waiter gets an error; whatever a keeper
+//! sends, a bounded part of it is in memory.
 //! It must not know what a request means.
 
 use std::collections::HashMap;
@@ -28,7 +29,7 @@ pub(super) type Ends = Arc<Mutex<HashMap<u64, oneshot::Sender<Exit>>>>;
 pub(super) async fn run_connection(
     stream: UnixStream,
     mut requests: mpsc::UnboundedReceiver<(Frame, u64, oneshot::Sender<Reply>)>,
-    events: mpsc::UnboundedSender<KeeperEvent>,
+    mut events: mpsc::Sender<KeeperEvent>,
     ends: Ends,
 ) {
     let waiting = Waiting::default();
@@ -51,7 +52,7 @@ pub(super) async fn run_connection(
                 ready.and_then(|()| retry(stream.try_io(Interest::WRITABLE, || writer.flush(stream.as_fd()))).map(drop))
             }
             ready = stream.readable() => match ready.and_then(|()| retry(stream.try_io(Interest::READABLE, || reader.read(stream.as_fd())))) {
-                Ok(Some(Some(frame))) => dispatch(frame, &waiting, &events, &ends),
+                Ok(Some(Some(frame))) => dispatch(frame, &waiting, &mut events, &ends),
                 Ok(Some(None)) => Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(None) => Ok(()),
                 Err(e) => Err(e),
@@ -64,7 +65,8 @@ pub(super) async fn run_connection(
     // Dropping the map gives every waiter an error.
     lock(&waiting).clear();
     lock(&ends).clear();
-    let _ = events.unbounded_send(KeeperEvent::Closed);
+    // The end of a full queue says the same.
+    let _ = events.try_send(KeeperEvent::Closed);
 }
 
 /// `None` if the socket was not ready.
@@ -80,10 +82,11 @@ pub(super) fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Errors: it is no message, or nobody takes the keeper's events any more.
 fn dispatch(
     frame: Frame,
     waiting: &Waiting,
-    events: &mpsc::UnboundedSender<KeeperEvent>,
+    events: &mut mpsc::Sender<KeeperEvent>,
     ends: &Ends,
 ) -> io::Result<()> {
     match frame.message()? {
@@ -93,7 +96,12 @@ fn dispatch(
             }
         }
         FromKeeper::Exited { container, exit } => {
-            let _ = events.unbounded_send(KeeperEvent::Exited { container, exit });
+            let exit = exit.shortened();
+            let sent = events.try_send(KeeperEvent::Exited { container, exit });
+            if sent.is_err_and(|error| error.is_full()) {
+                tracing::warn!("a keeper sends more events than are taken: hung up on it");
+                return Err(io::ErrorKind::QuotaExceeded.into());
+            }
         }
         FromKeeper::ExecEnded { request, exit } => {
             if let Some(pending) = lock(ends).remove(&request) {
@@ -102,4 +110,61 @@ fn dispatch(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::time::Duration;
+
+    use coracle_spec::id::ContainerId;
+    use coracle_spec::{Cause, MAX_CAUSE_BYTES, MAX_MESSAGE_BYTES};
+
+    use super::super::MAX_EVENTS;
+    use super::*;
+
+    fn exited(text: &str) -> Frame {
+        let exit = Exit {
+            code: 1,
+            signal: None,
+            finished_at: 1,
+            cause: Cause::Trap(text.to_owned()),
+            message: text.to_owned(),
+        };
+        let container = ContainerId::random().unwrap();
+        Frame::pack(&FromKeeper::Exited { container, exit }, Vec::new()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_keeper_that_sends_events_without_end_is_hung_up_on() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (_requests, queue) = mpsc::unbounded();
+        let (events, mut received) = mpsc::channel(MAX_EVENTS);
+        tokio::spawn(run_connection(ours, queue, events, Ends::default()));
+        let flood = async {
+            let mut writer = Writer::default();
+            loop {
+                writer.push(exited(&"x".repeat(10_000)));
+                while let Err(error) = writer.flush(theirs.as_fd()) {
+                    if error.kind() != io::ErrorKind::WouldBlock {
+                        return;
+                    }
+                    tokio::task::yield_now().await;
+                }
+            }
+        };
+        // Nobody takes them meanwhile, as when the driver waits for the disk.
+        tokio::time::timeout(Duration::from_secs(60), flood)
+            .await
+            .unwrap();
+        let mut count = 0;
+        while let Ok(event) = received.recv().await {
+            if let KeeperEvent::Exited { exit, .. } = event {
+                count += 1;
+                assert_eq!(exit.message.len(), MAX_MESSAGE_BYTES);
+                assert!(matches!(exit.cause, Cause::Trap(text) if text.len() == MAX_CAUSE_BYTES));
+            }
+        }
+        assert!((MAX_EVENTS..MAX_EVENTS + 8).contains(&count), "{count}");
+    }
 }

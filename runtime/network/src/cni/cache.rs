@@ -22,6 +22,7 @@ use serde_json::{Map, Value};
 
 use super::error::Error;
 use super::list::NetworkList;
+use super::orphans::{Unfinished, own_cgroups};
 
 /// The format this build writes.
 const FORMAT: u32 = 1;
@@ -57,6 +58,9 @@ struct RequestFile {
     args: String,
     capabilities: Map<String, Value>,
     list: Value,
+    /// The cgroups of the daemon, and of its plugins; empty in requests of older builds.
+    #[serde(default)]
+    cgroups: String,
 }
 
 /// Called with the path of each file that was written or removed.
@@ -143,6 +147,22 @@ impl Cache {
         self.path(pod, "added").exists()
     }
 
+    /// The pods whose ADD did not end, and where its plugins are: beside this daemon or the one that requested it. An entry
+    /// that cannot be read names no place.
+    pub fn unfinished(&self) -> Unfinished {
+        let mut pods = self.pods();
+        pods.retain(|pod| !self.is_added(pod));
+        let cgroups = pods.iter().filter_map(|pod| {
+            let text = read(&self.path(pod, "asked")).ok()??;
+            let request: RequestFile = serde_json::from_slice(&text).ok()?;
+            (!request.cgroups.is_empty()).then_some(request.cgroups)
+        });
+        Unfinished {
+            cgroups: cgroups.chain([own_cgroups()]).collect(),
+            pods: pods.into_iter().collect(),
+        }
+    }
+
     /// Records an ADD that is about to run. Errors: the disk's; nothing is recorded then.
     pub fn record_request(&self, entry: &Entry) -> Result<(), Error> {
         let request = RequestFile {
@@ -153,6 +173,7 @@ impl Cache {
             args: entry.args.clone(),
             capabilities: entry.capabilities.clone(),
             list: entry.list.to_json(),
+            cgroups: own_cgroups(),
         };
         let path = self.path(&entry.pod, "asked");
         let text =
@@ -322,6 +343,32 @@ mod tests {
         assert!(!later.contains("a"));
         assert_eq!(Cache::open(temp.dir()).unwrap().pods(), ["b"]);
         assert_eq!(fs::read_dir(temp.dir()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn plugins_are_looked_for_beside_the_daemon_that_requested_them() {
+        let temp = Temp::new();
+        let cache = Cache::open(temp.dir()).unwrap();
+        for pod in ["added", "here", "elsewhere", "older"] {
+            cache.record_request(&entry(pod)).unwrap();
+        }
+        cache.record_result("added", &json!({})).unwrap();
+        for (pod, cgroups) in [
+            ("elsewhere", json!("0::/of/another\n")),
+            ("older", json!("")),
+        ] {
+            let path = temp.dir().join(format!("{pod}.asked"));
+            let mut request: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+            assert_eq!(request["cgroups"], own_cgroups().as_str());
+            request["cgroups"] = cgroups;
+            fs::write(&path, request.to_string()).unwrap();
+        }
+        let of = |texts: &[&str]| texts.iter().map(ToString::to_string).collect();
+        let expected = Unfinished {
+            pods: of(&["here", "elsewhere", "older"]),
+            cgroups: of(&["0::/of/another\n", &own_cgroups()]),
+        };
+        assert_eq!(Cache::open(temp.dir()).unwrap().unfinished(), expected);
     }
 
     #[test]

@@ -21,6 +21,16 @@ pub struct Exit {
     pub message: String,
 }
 
+impl Exit {
+    /// Itself with texts of at most [`MAX_MESSAGE_BYTES`] and [`MAX_CAUSE_BYTES`] bytes, as an honest keeper sends them.
+    pub fn shortened(mut self) -> Self {
+        let end = self.message.floor_char_boundary(MAX_MESSAGE_BYTES);
+        self.message.truncate(end);
+        self.cause.shorten(MAX_CAUSE_BYTES);
+        self
+    }
+}
+
 /// Most bytes of [`Exit::message`].
 pub const MAX_MESSAGE_BYTES: usize = 1024;
 

@@ -50,3 +50,28 @@ fn only_a_process_that_never_ran_failed_to_start() {
         }
     }
 }
+
+/// A process that has broken out keeps the writing end of its reports.
+#[test]
+fn reports_without_end_hold_nobody() {
+    for line in [&b"{}"[..], b"\n\n\n", b"\"Ready\"\n"] {
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        rustix::io::ioctl_fionbio(&read, true).unwrap();
+        let poll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        assert!(watch(&poll, 1, read.as_fd()));
+        let flood = line.repeat(64 * 1024 / line.len());
+        let writer = std::thread::spawn(move || while rustix::io::write(&write, &flood).is_ok() {});
+        let mut reports = Reports::new(read);
+        let (done, waiter) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            while reports.fd().is_some() {
+                reports.read_events(&poll);
+            }
+            done.send(reports.bytes.len()).unwrap();
+        });
+        // The pipe is closed then, and the writer ends.
+        let left = waiter.recv_timeout(std::time::Duration::from_secs(20));
+        assert!(left.is_ok_and(|left| left <= MAX_REPORT + 4096), "{left:?}");
+        writer.join().unwrap();
+    }
+}

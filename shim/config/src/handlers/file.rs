@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use coracle_cri::policy::Base;
-use coracle_spec::HttpLimits;
+use coracle_spec::{HttpLimits, PIDS_LIMIT};
 use serde::{Deserialize, Serialize};
 
 use crate::egress::EgressFile;
@@ -66,6 +66,7 @@ impl HandlersFile {
             // The operator's own are like `coracle-wasm`, which honours no annotation that grants something.
             let usual = built_in.unwrap_or(&BUILT_IN[1]);
             file.spawn.get_or_insert(usual.spawn);
+            file.pids_limit.get_or_insert(PIDS_LIMIT);
             file.egress.get_or_insert_with(|| usual.egress.clone());
             let annotations = || usual.annotations.iter().map(ToString::to_string).collect();
             file.annotations.get_or_insert_with(annotations);
@@ -98,6 +99,8 @@ pub struct HandlerFile {
     pub annotations: Option<Vec<String>>,
     /// Whether components of WASI 0.3 run.
     pub wasi_p3: bool,
+    /// Most processes and threads of a Linux container; 0 for no limit.
+    pub pids_limit: Option<u64>,
     /// Limits of Linux programs by resource, `"N"` or `"SOFT:HARD"`.
     pub rlimits: BTreeMap<String, String>,
     /// Exceptions for pods of some namespaces.

@@ -181,6 +181,10 @@ fn names_of_handlers_are_labels_and_belong_to_one_handler() {
             "config.toml:2: handlers.a.kind: unknown variant",
         ),
         (
+            "[handlers.coracle]\npids_limit = 4194305\n",
+            "config.toml:2: handlers.coracle.pids_limit is 4194305, must be 1 to 4194304, or 0 for no limit",
+        ),
+        (
             "[handlers.coracle]\nrlimits = { nofile = \"2:1\" }\n",
             "config.toml:2: handlers.coracle.rlimits.nofile is \"2:1\"",
         ),

@@ -59,6 +59,7 @@ impl Fixture {
             super::super::paths::with_lookup(|lookup| Hardware::find(config, &[], lookup))?;
         let subject = Subject {
             rlimits: Vec::new(),
+            pids_limit: 1000,
             guards_limits: self.guards_limits,
             pod: &self.pod,
             id: &self.id,
@@ -122,6 +123,7 @@ fn a_plain_container_gets_the_usual_jail_and_its_pods_files() {
     assert_eq!(plan.jail.pid, PidNamespaceMode::Own);
     assert_eq!(plan.jail.volumes, ["/data"]);
     assert_eq!(plan.limits.devices, Some(DeviceRule::defaults()));
+    assert_eq!(plan.limits.pids, Some(1000));
     assert_eq!(plan.jail.umask, 0o022);
     assert!(!plan.jail.privileged && !plan.jail.no_new_privs && !plan.jail.tty);
     let targets: Vec<_> = mounts.iter().map(|mount| mount.target.as_str()).collect();

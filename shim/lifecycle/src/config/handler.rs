@@ -76,6 +76,9 @@ pub struct HandlerSettings {
     /// Whether components of WASI 0.3 run.
     #[serde(default)]
     pub wasi_p3: bool,
+    /// Most processes and threads of a Linux container; 0 is no limit, `None` (of older builds) the usual one.
+    #[serde(default)]
+    pub pids_limit: Option<u64>,
     /// Limits of Linux programs that replace the usual ones.
     #[serde(default)]
     pub rlimits: Vec<ResourceLimit>,

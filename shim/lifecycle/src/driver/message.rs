@@ -9,7 +9,7 @@ use std::time::Duration;
 use coracle_control::keeper::{Greeting, Keeper, KeeperEvent};
 use coracle_spec::Exit;
 use coracle_spec::id::ContainerId;
-use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender};
+use futures_channel::mpsc::{Receiver, UnboundedSender};
 use tokio::sync::oneshot;
 use tracing::Span;
 
@@ -154,5 +154,5 @@ pub struct Connection {
     /// Its greeting.
     pub greeting: Greeting,
     /// The events that it sends.
-    pub events: UnboundedReceiver<KeeperEvent>,
+    pub events: Receiver<KeeperEvent>,
 }

@@ -3,7 +3,7 @@
 //! Called by: the driver. Must not know: what follows.
 
 use coracle_control::keeper::KeeperEvent;
-use futures_channel::mpsc::UnboundedReceiver;
+use futures_channel::mpsc::Receiver;
 use serde::Serialize;
 use tokio::task::AbortHandle;
 
@@ -51,9 +51,7 @@ pub(super) async fn save<T: Serialize + Send + 'static>(
 }
 
 /// The keeper's next event; never returns without a connection.
-pub(super) async fn next_event(
-    events: &mut Option<UnboundedReceiver<KeeperEvent>>,
-) -> Option<KeeperEvent> {
+pub(super) async fn next_event(events: &mut Option<Receiver<KeeperEvent>>) -> Option<KeeperEvent> {
     match events {
         Some(events) => events.recv().await.ok(),
         None => std::future::pending().await,

@@ -13,7 +13,7 @@ use coracle_control::keeper::{Greeting, Keeper, KeeperEvent};
 use coracle_control::process::Process;
 use coracle_network::Attachment;
 use coracle_spec::id::{ContainerId, PodId};
-use futures_channel::mpsc::UnboundedReceiver;
+use futures_channel::mpsc::Receiver;
 
 use crate::config::ContainerConfig;
 use crate::error::Error;
@@ -28,7 +28,7 @@ pub struct CreatedSandbox {
     /// The keeper's greeting.
     pub greeting: Greeting,
     /// The events that the keeper sends.
-    pub events: UnboundedReceiver<KeeperEvent>,
+    pub events: Receiver<KeeperEvent>,
     /// Its attachment to the network.
     pub attachment: Option<Attachment>,
     /// While this is open, the keeper lives without a commit.

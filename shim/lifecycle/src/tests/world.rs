@@ -16,7 +16,7 @@ use coracle_network::Attachment;
 use coracle_spec::IdRange;
 use coracle_spec::id::{ContainerId, PodId};
 use coracle_streaming::Streams;
-use futures_channel::mpsc::UnboundedReceiver;
+use futures_channel::mpsc::Receiver;
 use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, oneshot};
@@ -160,7 +160,7 @@ impl Host for World {
         self: Arc<Self>,
         _: &'a PodId,
         _: Duration,
-    ) -> EffectFuture<'a, (Keeper, Greeting, UnboundedReceiver<KeeperEvent>)> {
+    ) -> EffectFuture<'a, (Keeper, Greeting, Receiver<KeeperEvent>)> {
         unavailable("connect")
     }
 

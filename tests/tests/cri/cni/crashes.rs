@@ -21,11 +21,24 @@ async fn a_daemon_killed_during_add_comes_back_to_a_node_without_that_pod() {
         std::fs::read_to_string(&calls).is_ok_and(|calls| calls.contains("ADD two"))
     })
     .await;
+    // Whoever runs elsewhere may say of itself what it likes.
+    let pod = place.entries().pop().unwrap();
+    let mut stranger = std::process::Command::new("sleep")
+        .arg("600")
+        .env("CNI_CONTAINERID", pod.trim_end_matches(".asked"))
+        .spawn()
+        .unwrap();
     daemon.kill();
     assert!(pending.await.unwrap().is_err());
     assert_eq!(place.leases().len(), 1);
     daemon.restart().await.unwrap();
     eventually("the pod is given back", || place.entries().is_empty()).await;
+    assert!(
+        stranger.try_wait().unwrap().is_none(),
+        "a stranger's process was killed"
+    );
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
     assert_eq!(
         place.commands(),
         ["ADD one", "ADD two", "DEL two", "DEL one"]

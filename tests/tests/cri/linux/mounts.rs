@@ -353,7 +353,7 @@ async fn an_absent_host_path_is_made_unless_the_operator_refuses() {
         return; // It has no such setting.
     }
     let options = Options {
-        config: "[sandbox]\ncreate_host_paths = false\n".into(),
+        sandbox: "create_host_paths = false\n".into(),
         ..Options::default()
     };
     let daemon = daemon_with(options).await;

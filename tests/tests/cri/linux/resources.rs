@@ -2,10 +2,13 @@
 
 use std::path::Path;
 
+use coracle_proto::runtime::v1 as cri;
+use coracle_tests::daemon::Options;
 use coracle_tests::scratch::Scratch;
 
 use super::shell::{daemon, host_pid, look, on_peer, program, resources, run, sh};
 use crate::site::Pod;
+use crate::update::update;
 
 /// The value of a cgroup file of the process: `controller` names the v1 hierarchy.
 fn cgroup_value(pid: i32, controller: &str, v1: &str, v2: &str) -> String {
@@ -137,6 +140,49 @@ async fn the_number_of_processes_is_bounded_by_the_cgroup() {
     let got: u32 = out.split(['\u{20}', ':']).nth(1).unwrap().parse().unwrap();
     assert!(got < 40 && out.contains("EAGAIN"), "{out}");
     daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn no_container_has_all_processes_of_the_node() {
+    if on_peer() {
+        return; // Its default is no limit.
+    }
+    let kernel = |name: &str| {
+        let text = std::fs::read_to_string(format!("/proc/sys/kernel/{name}"));
+        text.unwrap().trim().parse::<u64>().unwrap()
+    };
+    let node = kernel("threads-max").min(kernel("pid_max"));
+    let usual = (node / 4).min(32_768).to_string();
+    let daemon = daemon().await;
+    let pod = Pod::run(&daemon, "usual").await;
+    let id = pod.start(&program("c", &["sleep", "8884"])).await;
+    let pid = host_pid(&daemon, "sleep 8884");
+    let limit = || cgroup_value(pid, "pids", "pids.max", "pids.max");
+    assert_eq!(limit(), usual);
+    let memory = |linux: &mut cri::LinuxContainerResources| linux.memory_limit_in_bytes = 64 << 20;
+    update(&pod.cri, &id, memory).await.unwrap();
+    assert_eq!(limit(), usual);
+    daemon.finish().await.unwrap();
+
+    for (configured, expected) in [("20", "20"), ("0", "max"), ("4194304", usual.as_str())] {
+        let daemon = super::shell::daemon_with(Options {
+            config: format!("[handlers.coracle]\npids_limit = {configured}\n"),
+            ..Options::default()
+        })
+        .await;
+        let pod = Pod::run(&daemon, "own").await;
+        pod.start(&program("c", &["sleep", "8885"])).await;
+        let pid = host_pid(&daemon, "sleep 8885");
+        let limit = cgroup_value(pid, "pids", "pids.max", "pids.max");
+        assert_eq!(limit, expected, "pids_limit = {configured}");
+        if configured == "20" {
+            let forks = program("f", &["/bin/probe", "forks", "100"]);
+            let out = run(&daemon, &pod, &forks).await.ok();
+            let got: u32 = out.split([' ', ':']).nth(1).unwrap().parse().unwrap();
+            assert!(got < 20 && out.contains("EAGAIN"), "{out}");
+        }
+        daemon.finish().await.unwrap();
+    }
 }
 
 #[tokio::test]
