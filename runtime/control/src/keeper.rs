@@ -46,6 +46,9 @@ const LINUX_PROTOCOL: u64 = 2;
 /// The protocol version since which keepers support terminals and attach.
 const STREAMING_PROTOCOL: u64 = 3;
 
+/// The protocol version since which keepers run the hooks of a container's devices.
+const HOOKS_PROTOCOL: u64 = 5;
+
 /// A connection to one keeper; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Keeper {
@@ -229,7 +232,10 @@ impl Keeper {
                 Ok((fds, None))
             }
             (StartPayload::Linux(filter), Workload::Linux(linux)) => {
-                self.require_protocol(LINUX_PROTOCOL)?;
+                self.require_protocol(match linux.hooks.is_empty() {
+                    true => LINUX_PROTOCOL,
+                    false => HOOKS_PROTOCOL,
+                })?;
                 let filtered = filter.is_some();
                 fds.extend(filter);
                 let start = LinuxStart {

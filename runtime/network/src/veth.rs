@@ -216,7 +216,8 @@ pub(super) fn delete(index: u32, name: &str) -> Request {
     }
 }
 
-fn set_link(operation: &'static str, name: &str, message: LinkMessage) -> Request {
+/// Changes what `message` says of interface `name`.
+pub(super) fn set_link(operation: &'static str, name: &str, message: LinkMessage) -> Request {
     Request {
         operation,
         object: name.to_owned(),
@@ -225,7 +226,8 @@ fn set_link(operation: &'static str, name: &str, message: LinkMessage) -> Reques
     }
 }
 
-fn up(index: u32, name: &str) -> Request {
+/// Brings interface `index` up.
+pub(super) fn up(index: u32, name: &str) -> Request {
     let mut message = LinkMessage::default();
     message.header.index = index;
     message.header.flags = LinkFlags::Up;

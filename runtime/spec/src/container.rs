@@ -8,6 +8,7 @@
 
 mod diagnosis;
 mod exit;
+mod hooks;
 mod http;
 mod payload;
 
@@ -19,6 +20,7 @@ use crate::id::{ContainerId, PodId};
 
 pub use diagnosis::Diagnosis;
 pub use exit::{Cause, Exit, MAX_CAUSE_BYTES, MAX_MESSAGE_BYTES};
+pub use hooks::{Hook, Hooks};
 pub use http::{HttpLimits, HttpServer};
 pub use payload::{ProcessRow, Tool, Toolbox, WasmNetwork};
 
@@ -94,6 +96,9 @@ pub struct LinuxSpec {
     pub cgroups: Vec<CgroupMount>,
     /// The host directory of the pod's `/dev/shm`, for kernels where it cannot be passed as a descriptor.
     pub shm: PathBuf,
+    /// Programs of the node that run before it.
+    #[serde(default, skip_serializing_if = "Hooks::is_empty")]
+    pub hooks: Hooks,
 }
 
 /// One cgroup hierarchy inside a container.

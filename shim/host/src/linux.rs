@@ -12,22 +12,23 @@ pub(super) mod files;
 mod profiles;
 mod volumes;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use coracle_cgroup::{Exposure, Limits};
 use coracle_images::Image;
 use coracle_lifecycle::{
-    ContainerConfig, Error, Kind, LinuxPlan, NamespaceMode, PidNamespaceConfig, PodRecord,
-    SeccompPlan, UserNamespaceConfig, limits,
+    ContainerConfig, Error, Kind, LinuxPlan, NamespaceMode, NetDevice, PidNamespaceConfig,
+    PodRecord, SeccompPlan, UserNamespaceConfig, limits,
 };
 use coracle_spec::id::ContainerId;
-use coracle_spec::{Identity, LinuxJail, Mount, PidNamespaceMode, ResourceLimit};
+use coracle_spec::{Hook, Identity, LinuxJail, Mount, PidNamespaceMode, ResourceLimit};
 
 pub use self::capabilities::usual as usual_capabilities;
 use self::cdi::Additions;
-use self::devices::Grant;
+use self::devices::{Grant, Owner};
 pub use self::profiles::{DefaultProfile, default_profile};
 use self::profiles::{LabelRequest, SecurityFiles};
+use super::config::DeviceSettings;
 use super::errors::invalid;
 use super::mounts;
 use super::paths::Lookup;
@@ -104,10 +105,10 @@ impl Hardware {
     /// Exhausted when too many calls wait for its file system.
     pub(super) fn find(
         config: &ContainerConfig,
-        cdi_dirs: &[PathBuf],
+        settings: &DeviceSettings,
         lookup: &Lookup<'_>,
     ) -> Result<Self, Error> {
-        Self::look(config, cdi_dirs, lookup).map_err(|refusal| match lookup.was_refused() {
+        Self::look(config, settings, lookup).map_err(|refusal| match lookup.was_refused() {
             true => Error::new(Kind::Exhausted, refusal.to_string()),
             false => refusal,
         })
@@ -115,15 +116,19 @@ impl Hardware {
 
     fn look(
         config: &ContainerConfig,
-        cdi_dirs: &[PathBuf],
+        settings: &DeviceSettings,
         lookup: &Lookup<'_>,
     ) -> Result<Self, Error> {
-        let additions = cdi::additions(&config.cdi_devices, cdi_dirs, lookup)?;
+        let owner = match settings.owned_by_user {
+            true => Owner::of(config),
+            false => Owner::default(),
+        };
+        let additions = cdi::additions(&config.cdi_devices, settings, owner, lookup)?;
         let mut grants = match config.security.privileged {
             true => devices::of_host(Path::new("/dev"), lookup)?,
             false => Vec::new(),
         };
-        grants.extend(devices::requested(&config.devices, lookup)?);
+        grants.extend(devices::requested(&config.devices, owner, lookup)?);
         grants.extend(additions.grants.iter().cloned());
         let grants = devices::merged(grants)?;
         Ok(Self { grants, additions })
@@ -144,6 +149,10 @@ pub(super) fn plan(
     let grants = &hardware.grants;
     let jail = jail(subject, grants, volumes)?;
     let exposure = exposure(subject, &jail, &seccomp);
+    let hooks = hardware.additions.hooks.clone();
+    are_apart(&jail, &hooks)?;
+    let net_devices = hardware.additions.net_devices.clone();
+    can_move(subject.pod, &net_devices)?;
     let own = files::PodFiles {
         pod: subject.pod,
         directory: subject.files,
@@ -158,7 +167,34 @@ pub(super) fn plan(
             ..limits::linux_limits(&config.resources)
         },
         exposure,
+        hooks,
+        net_devices,
     })
+}
+
+/// Refuses network devices for a pod that has the node's.
+fn can_move(pod: &PodRecord, devices: &[NetDevice]) -> Result<(), Error> {
+    match devices.first() {
+        Some(device) if pod.config.namespaces.network == NamespaceMode::Node => {
+            Err(invalid(format!(
+                "a requested CDI device moves the network device {:?} into the pod, which has the node's network (hostNetwork)",
+                device.on_node
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses hooks in a pid namespace with other containers, whose programs could trace these programs of the node.
+fn are_apart(jail: &LinuxJail, hooks: &[Hook]) -> Result<(), Error> {
+    match (hooks.first(), &jail.pid) {
+        (Some(hook), PidNamespaceMode::Pod | PidNamespaceMode::Target(_)) => Err(invalid(format!(
+            "a requested CDI device has the hook {:?}, which cannot run where containers share their processes \
+             (shareProcessNamespace): give the container a pid namespace of its own",
+            hook.path
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// What the container can do to its own cgroup: a program that may make a user namespace can write it, unless the kernel

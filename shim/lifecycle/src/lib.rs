@@ -65,7 +65,9 @@ pub use host::{
 pub use inspect::RoundTrip;
 pub use layout::Layout;
 pub use plugins::{Adjusted, NoPlugins, PluginEvent, PluginEventKind, Plugins};
-pub use record::{ContainerRecord, LinuxPlan, Payload, Plan, PodRecord, SeccompPlan, WasmPlan};
+pub use record::{
+    ContainerRecord, LinuxPlan, NetDevice, Payload, Plan, PodRecord, SeccompPlan, WasmPlan,
+};
 pub use store::{Slot, quarantine};
 pub use syncer::Syncer;
 pub use usage::{

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use coracle_cgroup::{Exposure, Limits};
 use coracle_spec::id::{ContainerId, PodId};
 use coracle_spec::{
-    Diagnosis, HttpServer, IdRange, Identity, LinuxJail, Mount, Spawn, WasmKind, WasmNetwork,
+    Diagnosis, Hook, HttpServer, IdRange, Identity, LinuxJail, Mount, Spawn, WasmKind, WasmNetwork,
 };
 use serde::{Deserialize, Serialize};
 
@@ -156,6 +156,21 @@ pub struct LinuxPlan {
     /// What its processes can do to that cgroup; builds before it was known made none an inner one.
     #[serde(default)]
     pub exposure: Exposure,
+    /// Programs of the node that run before it, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hooks: Vec<Hook>,
+    /// Network devices of the node that its pod gets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub net_devices: Vec<NetDevice>,
+}
+
+/// A network device that moves into a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetDevice {
+    /// Its name on the node.
+    pub on_node: String,
+    /// Its name in the pod.
+    pub in_pod: String,
 }
 
 /// A Linux payload's system call filter.
@@ -343,6 +358,8 @@ mod tests {
                 ..Limits::default()
             },
             exposure: Exposure::Inner,
+            hooks: vec![Hook::default()],
+            net_devices: vec![NetDevice::default()],
         }
     }
 

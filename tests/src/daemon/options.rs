@@ -12,7 +12,8 @@ use crate::scratch::Scratch;
 pub struct Options {
     /// The binary; the one built beside the tests unless set.
     pub binary: Option<PathBuf>,
-    /// TOML appended to the configuration: whole tables, not ones that the harness writes itself.
+    /// TOML appended to the configuration: whole tables, not ones that the harness writes itself. `@scratch@` stands for the
+    /// scratch's directory.
     pub config: String,
     /// Lines of `[images]`.
     pub images: String,
@@ -80,7 +81,7 @@ impl Options {
             cgroup = scratch.cgroup(),
             subnet = scratch.subnet(),
             prefix = scratch.interface_prefix(),
-            extra = self.config,
+            extra = self.config.replace("@scratch@", &dir.to_string()),
         )
     }
 }
