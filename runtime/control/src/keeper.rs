@@ -46,7 +46,7 @@ const LINUX_PROTOCOL: u64 = 2;
 /// The protocol version since which keepers support terminals and attach.
 const STREAMING_PROTOCOL: u64 = 3;
 
-/// The protocol version since which keepers run the hooks of a container's devices.
+/// The protocol version since which keepers run the hooks of a container's devices, and set how it is scheduled.
 const HOOKS_PROTOCOL: u64 = 5;
 
 /// A connection to one keeper; cheap to clone.
@@ -232,10 +232,12 @@ impl Keeper {
                 Ok((fds, None))
             }
             (StartPayload::Linux(filter), Workload::Linux(linux)) => {
-                self.require_protocol(match linux.hooks.is_empty() {
-                    true => LINUX_PROTOCOL,
-                    false => HOOKS_PROTOCOL,
-                })?;
+                self.require_protocol(
+                    match linux.hooks.is_empty() && linux.jail.scheduling.is_usual() {
+                        true => LINUX_PROTOCOL,
+                        false => HOOKS_PROTOCOL,
+                    },
+                )?;
                 let filtered = filter.is_some();
                 fds.extend(filter);
                 let start = LinuxStart {

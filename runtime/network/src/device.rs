@@ -45,8 +45,8 @@ pub fn move_device(netns: BorrowedFd<'_>, on_node: &str, in_pod: &str) -> Result
     let present = pod.index(in_pod)?;
     let Some(index) = node.index(on_node)? else {
         return match present {
-            // By an earlier start of a container of this pod.
-            Some(_) => Ok(()),
+            // By an earlier start of a container of this pod, which may not have come to its end.
+            Some(index) => pod.run(vec![veth::up(index, in_pod)]),
             None => Err(Error::NoDevice {
                 name: on_node.to_owned(),
             }),

@@ -87,7 +87,14 @@ pub fn set_memory(mode: u32, nodes: &[u32]) -> io::Result<()> {
     };
     // SAFETY: the kernel reads `bits - 1` bits, rounded up to words, of `mask`, which has as many and outlives the call;
     // none with 0 bits.
-    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask.as_ptr(), u64::from(bits)) })
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_set_mempolicy,
+            mode,
+            mask.as_ptr(),
+            u64::from(bits),
+        )
+    })
 }
 
 fn check(result: libc::c_long) -> io::Result<()> {

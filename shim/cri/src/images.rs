@@ -85,9 +85,9 @@ pub(super) async fn fs_info(
     _: cri::ImageFsInfoRequest,
 ) -> Result<cri::ImageFsInfoResponse, Failure> {
     let mut info = shared.images.fs_info();
-    let (bytes, files) = shared.pods.compiled_code();
-    info.used_bytes += bytes;
-    info.inodes_used += files;
+    let counts = shared.pods.counts();
+    info.used_bytes += counts.compiled_bytes;
+    info.inodes_used += counts.compiled_files;
     Ok(convert::filesystem_usage(&info))
 }
 

@@ -12,6 +12,7 @@ mod channel;
 mod collector;
 mod config;
 mod container;
+mod counts;
 mod effects;
 mod egress;
 mod engine;

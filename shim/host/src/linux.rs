@@ -17,11 +17,11 @@ use std::path::Path;
 use coracle_cgroup::{Exposure, Limits};
 use coracle_images::Image;
 use coracle_lifecycle::{
-    ContainerConfig, Error, Kind, LinuxPlan, NamespaceMode, NetDevice, PidNamespaceConfig,
-    PodRecord, SeccompPlan, UserNamespaceConfig, limits,
+    ContainerConfig, Error, Kind, LinuxPlan, NamespaceMode, PidNamespaceConfig, PodRecord,
+    SeccompPlan, UserNamespaceConfig, limits,
 };
 use coracle_spec::id::ContainerId;
-use coracle_spec::{Hook, Identity, LinuxJail, Mount, PidNamespaceMode, ResourceLimit};
+use coracle_spec::{Hook, Identity, LinuxJail, Mount, PidNamespaceMode, ResourceLimit, Scheduling};
 
 pub use self::capabilities::usual as usual_capabilities;
 use self::cdi::Additions;
@@ -152,14 +152,13 @@ pub(super) fn plan(
     let hooks = hardware.additions.hooks.clone();
     are_apart(&jail, &hooks)?;
     let net_devices = hardware.additions.net_devices.clone();
-    can_move(subject.pod, &net_devices)?;
     let own = files::PodFiles {
         pod: subject.pod,
         directory: subject.files,
     };
     own.add(config.readonly_rootfs, mounts);
     mounts::sort(mounts);
-    Ok(LinuxPlan {
+    let plan = LinuxPlan {
         jail: Box::new(jail),
         seccomp,
         limits: Limits {
@@ -169,20 +168,9 @@ pub(super) fn plan(
         exposure,
         hooks,
         net_devices,
-    })
-}
-
-/// Refuses network devices for a pod that has the node's.
-fn can_move(pod: &PodRecord, devices: &[NetDevice]) -> Result<(), Error> {
-    match devices.first() {
-        Some(device) if pod.config.namespaces.network == NamespaceMode::Node => {
-            Err(invalid(format!(
-                "a requested CDI device moves the network device {:?} into the pod, which has the node's network (hostNetwork)",
-                device.on_node
-            )))
-        }
-        _ => Ok(()),
-    }
+    };
+    plan.can_move_devices(subject.pod)?;
+    Ok(plan)
 }
 
 /// Refuses hooks in a pid namespace with other containers, whose programs could trace these programs of the node.
@@ -242,6 +230,7 @@ fn jail(subject: &Subject<'_>, grants: &[Grant], volumes: Vec<String>) -> Result
         volumes,
         shm_bytes: SHM_BYTES,
         shm_label: profiles::selinux(&shared, &node)?.mount,
+        scheduling: Scheduling::default(),
     })
 }
 

@@ -187,6 +187,7 @@ impl Host {
                 server: wasm.server.clone(),
                 diagnosis: wasm.diagnosis.clone(),
                 wasi_p3: wasm.wasi_p3,
+                rlimits: wasm.rlimits.clone(),
             })),
             Payload::Linux(linux) => Workload::Linux(Box::new(LinuxSpec {
                 args: plan.args.clone(),

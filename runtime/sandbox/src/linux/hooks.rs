@@ -7,7 +7,7 @@
 //! node's root, copied ── DIRECTORY, covered by a tmpfs ── bundle/config.json
 //!                                                      └─ bundle/rootfs, where the container's root is attached
 //! ```
-//! A hook has that copy as its root, the container's namespaces and cgroup, its specification's environment and no descriptor
+//! A hook has that copy, read-only, as its root, the container's namespaces and cgroup, its specification's environment and no descriptor
 //! but its standard streams; the OCI state is its standard input.
 //! Invariants: a hook ends in time or is killed; with it ends what it started; the copy is gone once the root is entered. The
 //! directory hides the daemon's own sockets and records.
@@ -54,6 +54,8 @@ impl View {
         }
         let what = || "show the node to hooks".to_owned();
         let node = mounts::clone_tree(Path::new("/"), true).during(what)?;
+        // A hook that follows a link of the image writes nowhere on the node.
+        mounts::set_attributes(node.as_fd(), Forbid::WRITES, None, true).during(what)?;
         let options = [(c"size", Some("64k")), (c"mode", Some("0755"))];
         let bundle = mounts::filesystem(c"tmpfs", &options, Forbid::default()).during(what)?;
         let config = json!({

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use coracle_lifecycle::{Error, NetDevice};
 use coracle_spec::{Device, DeviceKind, Hook, Mount, MountPropagation};
 
-use self::document::{Edits, MountEdit, NetDeviceEdit, Node};
+use self::document::{Edits, MountEdit, Node};
 pub use self::listing::{CdiDevice, CdiListing, cdi_devices};
 use super::devices::{Grant, Owner, device_target, one};
 use crate::config::DeviceSettings;
@@ -116,7 +116,8 @@ impl Additions {
             return Err("its specification wants RDT, which is not built".to_owned());
         }
         for edit in &edits.net_devices {
-            self.net_devices.push(net_device(edit)?);
+            let device = NetDevice::new(&edit.host_interface_name, &edit.name)?;
+            self.net_devices.push(device);
         }
         for entry in &edits.env {
             let (name, value) = entry
@@ -134,26 +135,6 @@ impl Additions {
         let groups = edits.additional_gids.iter().copied();
         self.groups.extend(groups.filter(|gid| *gid != 0));
         Ok(())
-    }
-}
-
-fn net_device(edit: &NetDeviceEdit) -> Result<NetDevice, String> {
-    // As the kernel's dev_valid_name().
-    let is_name = |name: &str| {
-        let plain = name
-            .bytes()
-            .all(|b| b != b'/' && b != b':' && b.is_ascii_graphic());
-        plain && !matches!(name, "" | "." | ".." | "lo") && name.len() < 16
-    };
-    let (on_node, in_pod) = (&edit.host_interface_name, &edit.name);
-    match [on_node, in_pod].into_iter().find(|name| !is_name(name)) {
-        Some(odd) => Err(format!(
-            "its network device {on_node:?} as {in_pod:?}: {odd:?} is no name of a device"
-        )),
-        None => Ok(NetDevice {
-            on_node: on_node.clone(),
-            in_pod: in_pod.clone(),
-        }),
     }
 }
 

@@ -106,6 +106,10 @@ echo "$state" > "$root/state"
 mkdir "$root/mounted" && mount -t tmpfs hook "$root/mounted" && echo in > "$root/mounted/file"
 ln -s /seen "$root/link"
 setsid sleep 4711 <&- >/dev/null 2>&1 &
+# Through a link of the image, nothing of the node is written.
+ln -s /tmp/of-a-hook "$root/outside"; echo >> "$root/outside" 2>/dev/null && exit 1
+# As update-ldcache does: into the container's root, in a mount namespace of its own.
+unshare --mount sh -c 'cd "$0" && pivot_root . tmp && cd / && exec /bin/busybox true' "$root" || exit 1
 ls /etc/hostname /root >/dev/null || exit 1
 "#;
 
@@ -247,10 +251,10 @@ async fn a_hook_that_the_operator_has_not_listed_is_refused_with_the_line_to_add
 }
 
 /// An interface of the node that a test has made, one end of a pair; removed with it.
-struct Interface(String);
+pub struct Interface(pub String);
 
 impl Interface {
-    fn new(daemon: &Daemon) -> Self {
+    pub fn new(daemon: &Daemon) -> Self {
         let name = format!("{}x", daemon.scratch().interface_prefix());
         let interface = Self(name.clone());
         let other = format!("{name}y");
