@@ -24,8 +24,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use coracle_sandbox as sandbox;
 use coracle_spec::error::{Context as _, Error, Kind, Result};
-use coracle_spec::{Identity, LinuxSpec, PidNamespaceMode, ResourceLimit};
+use coracle_spec::{Identity, LinuxSpec, PidNamespaceMode, ResourceLimit, Scheduling};
 use coracle_sys as sys;
+use coracle_sys::scheduling::CpuScheduling;
 
 pub use exec::{NotExecuted, ProcessArgs};
 
@@ -85,6 +86,7 @@ pub fn execute(
 fn confine(linux: &LinuxSpec, who: Credentials) -> Result<()> {
     let jail = &linux.jail;
     limit_resources(&jail.rlimits)?;
+    schedule(&jail.scheduling)?;
     sys::ids::set_umask(0o022);
     let entered = enter(&linux.working_dir);
     who.label.map_or(Ok(()), Label::apply)?;
@@ -126,6 +128,35 @@ fn become_user(linux: &LinuxSpec, who: &Identity) -> Result<()> {
             sets.permitted, sets.ambient
         )
     })
+}
+
+/// Sets what differs from the usual scheduling, while the process may have any.
+fn schedule(wanted: &Scheduling) -> Result<()> {
+    if let Some(io) = &wanted.io {
+        sys::scheduling::set_io(io.class, io.level)
+            .during(|| format!("set I/O priority {} of class {}", io.level, io.class))?;
+    }
+    if let Some(memory) = &wanted.memory {
+        sys::scheduling::set_memory(memory.mode, &memory.nodes).during(|| {
+            format!(
+                "set memory policy {:#x} on nodes {:?}",
+                memory.mode, memory.nodes
+            )
+        })?;
+    }
+    let Some(cpu) = &wanted.cpu else {
+        return Ok(());
+    };
+    let attributes = CpuScheduling {
+        policy: cpu.policy,
+        flags: cpu.flags,
+        nice: cpu.nice,
+        priority: cpu.priority,
+        runtime: cpu.runtime,
+        deadline: cpu.deadline,
+        period: cpu.period,
+    };
+    sys::scheduling::set_cpu(&attributes).during(|| format!("set scheduling policy {}", cpu.policy))
 }
 
 fn limit_resources(limits: &[ResourceLimit]) -> Result<()> {

@@ -7,9 +7,11 @@ use std::io::{self, Write};
 use coracle_config::Config;
 use coracle_host::{CdiListing, cdi_devices};
 
+use crate::host_config::live_config;
+
 /// Prints the devices that the configured directories have.
 pub fn list(config: &Config, json: bool, out: &mut dyn Write) -> io::Result<()> {
-    let listing = cdi_devices(&config.cdi.spec_dirs);
+    let listing = cdi_devices(&live_config(config).devices);
     if json {
         let text = serde_json::to_string_pretty(&listing)?;
         return writeln!(out, "{text}");

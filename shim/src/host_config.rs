@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use coracle_config::{self as config, Config, Ipv6};
-use coracle_host::{HostConfig, LiveConfig, LogRoot};
+use coracle_host::{DeviceSettings, HostConfig, LiveConfig, LogRoot};
 use coracle_lifecycle::HandlerSettings;
 use coracle_spec::live::Live;
 use coracle_spec::{ResourceLimit, Spawn};
@@ -38,7 +38,11 @@ pub fn live_config(config: &Config) -> LiveConfig {
         denied_node_ports: config.network.denied_node_ports.clone(),
         name_servers: config.network.name_servers.clone(),
         create_host_paths: config.sandbox.create_host_paths,
-        cdi_spec_dirs: config.cdi.spec_dirs.clone(),
+        devices: DeviceSettings {
+            cdi_spec_dirs: config.cdi.spec_dirs.clone(),
+            cdi_hooks: config.cdi.hooks.clone(),
+            owned_by_user: config.sandbox.device_ownership_from_security_context,
+        },
         handlers: handlers
             .flat_map(|handler| {
                 let names = handler.names().map(str::to_owned);

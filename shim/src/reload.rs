@@ -52,13 +52,15 @@ pub fn metrics() -> [&'static dyn Metric; 3] {
 }
 
 /// Settings, and tables of settings, that take effect at once; everything else waits for a restart.
-const AT_ONCE: [&str; 13] = [
+const AT_ONCE: [&str; 15] = [
     "log.level",
     "log.targets",
     "network.denied_node_ports",
     "network.name_servers",
     "sandbox.create_host_paths",
+    "sandbox.device_ownership_from_security_context",
     "cdi.spec_dirs",
+    "cdi.hooks",
     "wasm.compile_timeout_s",
     "wasm.compile_memory_bytes",
     "wasm.cache_bytes",

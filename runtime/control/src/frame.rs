@@ -20,7 +20,7 @@ use rustix::net::{
 use serde::{Serialize, de::DeserializeOwned};
 
 /// The protocol version of this build, which also understands every older one.
-pub const PROTOCOL: u16 = 4;
+pub const PROTOCOL: u16 = 5;
 /// The protocol version since which a greeting comes in pages.
 pub const PAGED_PROTOCOL: u16 = 4;
 /// The largest body, in bytes. Specs are sent as descriptors, so frames are small.

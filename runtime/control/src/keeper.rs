@@ -51,6 +51,8 @@ const STREAMING_PROTOCOL: u64 = 3;
 const MAX_EVENTS: usize = 4096;
 /// Most containers that a keeper may list.
 const MAX_LISTED: usize = 16_384;
+/// The protocol version since which keepers run the hooks of a container's devices, and set how it is scheduled.
+const HOOKS_PROTOCOL: u64 = 5;
 
 /// A connection to one keeper; cheap to clone.
 #[derive(Clone, Debug)]
@@ -235,7 +237,12 @@ impl Keeper {
                 Ok((fds, None))
             }
             (StartPayload::Linux(filter), Workload::Linux(linux)) => {
-                self.require_protocol(LINUX_PROTOCOL)?;
+                self.require_protocol(
+                    match linux.hooks.is_empty() && linux.jail.scheduling.is_usual() {
+                        true => LINUX_PROTOCOL,
+                        false => HOOKS_PROTOCOL,
+                    },
+                )?;
                 let filtered = filter.is_some();
                 fds.extend(filter);
                 let start = LinuxStart {

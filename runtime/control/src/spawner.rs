@@ -11,6 +11,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, IntoRawFd as _, Owned
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::Interest;
@@ -66,6 +67,7 @@ pub struct KeeperProcess {
 pub struct Spawner {
     connection: Mutex<Option<Connection>>,
     engine_hash: String,
+    restarts: AtomicU64,
 }
 
 struct Connection {
@@ -84,12 +86,18 @@ impl Spawner {
         Ok(Self {
             connection: Mutex::new(Some(connection)),
             engine_hash,
+            restarts: AtomicU64::new(0),
         })
     }
 
     /// The engine hash that compiled code for this build must have.
     pub fn engine_hash(&self) -> &str {
         &self.engine_hash
+    }
+
+    /// How often one was started in place of one that was gone.
+    pub fn restarts(&self) -> u64 {
+        self.restarts.load(Ordering::Relaxed)
     }
 
     /// Host pid of the spawner process, if there is one.
@@ -111,6 +119,7 @@ impl Spawner {
         for _ in 0..2 {
             if connection.is_none() {
                 *connection = Some(Connection::start(&self.engine_hash).await?);
+                self.restarts.fetch_add(1, Ordering::Relaxed);
             }
             let Some(open) = connection.as_mut() else {
                 continue;

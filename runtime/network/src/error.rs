@@ -63,6 +63,24 @@ pub enum Error {
         /// The pod.
         pod: String,
     },
+    /// A device that is to be moved into a pod.
+    #[error(
+        "move network device {name:?} into the pod: the node has none of that name; another pod may have it"
+    )]
+    NoDevice {
+        /// Its name on the node.
+        name: String,
+    },
+    /// A name in the pod that is not free.
+    #[error(
+        "move network device {device:?} into the pod: the pod has an interface {name:?} already"
+    )]
+    DeviceTaken {
+        /// Its name on the node.
+        device: String,
+        /// The name that it would have.
+        name: String,
+    },
     /// A pinned namespace that is no namespace any more.
     #[error(
         "open the pinned namespace {pin}: it is a plain file, its mount is gone (unmounted, or the node rebooted)"

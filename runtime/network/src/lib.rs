@@ -18,6 +18,7 @@ mod builtin;
 mod choice;
 pub mod cni;
 mod config;
+mod device;
 pub mod egress;
 mod error;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -42,6 +43,7 @@ pub use builtin::{Builtin, BuiltinConfig, can_check_sources};
 pub use choice::{Choice, Mode};
 pub use cni::{Cni, CniConfig};
 pub use config::{Bandwidth, HostPort, NetworkConfig, Protocol, Resolver};
+pub use device::move_device;
 pub use error::Error;
 pub use namespace::{
     IdMaps, NamespaceConfig, Namespaces, create_namespaces, list_pins, open_pin, unpin,

@@ -176,8 +176,16 @@ impl Netlink {
 
     /// All addresses of the namespace's interfaces.
     pub(super) fn addresses(&self) -> Result<Vec<IpAddr>, Error> {
+        self.dump_addresses(address)
+    }
+
+    /// What `read` makes of each address message of the namespace.
+    pub(super) fn dump_addresses<T>(
+        &self,
+        read: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
         let ask = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-        self.dump("addresses", ask, RTM_NEWADDR, address)
+        self.dump("addresses", ask, RTM_NEWADDR, read)
     }
 
     /// Maps every message of `kind` in the answer by `read`.

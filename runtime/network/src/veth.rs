@@ -229,7 +229,8 @@ pub(super) fn delete(index: u32, name: &str) -> Request {
     }
 }
 
-fn set_link(operation: &'static str, name: &str, message: LinkMessage) -> Request {
+/// Changes what `message` says of interface `name`.
+pub(super) fn set_link(operation: &'static str, name: &str, message: LinkMessage) -> Request {
     Request {
         operation,
         object: name.to_owned(),
@@ -238,8 +239,8 @@ fn set_link(operation: &'static str, name: &str, message: LinkMessage) -> Reques
     }
 }
 
-/// Sets the flags `others`, too.
-fn up(index: u32, name: &str, others: LinkFlags) -> Request {
+/// Brings interface `index` up, and sets the flags `others`, too.
+pub(super) fn up(index: u32, name: &str, others: LinkFlags) -> Request {
     let mut message = LinkMessage::default();
     message.header.index = index;
     message.header.flags = LinkFlags::Up | others;

@@ -34,9 +34,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use coracle_spec::ContainerSpec;
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_spec::failpoint;
+use coracle_spec::{ContainerSpec, ResourceLimit, Workload};
 use coracle_sys as sys;
 
 pub use seccomp::Filters;
@@ -111,7 +111,7 @@ fn within(
     let host = identity::host_identity(spec, pod.ids.as_ref())?;
     let host = root::idmapped_identity(spec, host)?;
     arrive(&host)?;
-    limit_resources()?;
+    limit_resources(spec)?;
     sys::ids::become_user(host.uid, host.gid, &host.groups)
         .during(|| format!("become host user {}:{}", host.uid, host.gid))?;
     sys::ids::drop_capabilities().during(|| "drop all capabilities".into())?;
@@ -188,7 +188,7 @@ pub fn join(pod: &PodNamespaces) -> Result<()> {
 /// Most open files of a guest, if the daemon may have as many: enough for a server, few enough for the kernel's memory.
 const OPEN_FILES: u64 = 1 << 16;
 
-fn limit_resources() -> Result<()> {
+fn limit_resources(spec: &ContainerSpec) -> Result<()> {
     let open_files = getrlimit(Resource::Nofile).maximum.unwrap_or(OPEN_FILES);
     let limits = [
         (Resource::Nofile, open_files.min(OPEN_FILES)),
@@ -196,7 +196,28 @@ fn limit_resources() -> Result<()> {
         (Resource::Memlock, 0),
         (Resource::Msgqueue, 0),
     ];
-    set_limits(&limits)
+    set_limits(&limits)?;
+    match &spec.workload {
+        Workload::Wasm(wasm) => wasm.rlimits.iter().try_for_each(lower),
+        Workload::Linux(_) => Ok(()),
+    }
+}
+
+/// Lowers a limit of an instance's process; one above what it has changes nothing.
+fn lower(limit: &ResourceLimit) -> Result<()> {
+    let resource = match limit.resource {
+        libc::RLIMIT_NOFILE => Resource::Nofile,
+        libc::RLIMIT_FSIZE => Resource::Fsize,
+        // A core: the process never leaves one.
+        _ => return Ok(()),
+    };
+    let ours = getrlimit(resource).maximum.unwrap_or(u64::MAX);
+    let finite = |value: u64| (value != u64::MAX).then_some(value);
+    let both = Rlimit {
+        current: finite(limit.soft.min(limit.hard).min(ours)),
+        maximum: finite(limit.hard.min(ours)),
+    };
+    setrlimit(resource, both).during(|| format!("limit {resource:?} to {}", limit.hard))
 }
 
 /// Sets soft and hard resource limits of this process. Errors: setrlimit(2) refused one.

@@ -8,13 +8,14 @@
 //! ```text
 //! prepare: cgroups -> host paths opened -> node left -> overlay -> volumes as detached trees -> net/ipc/uts
 //! [make_stage_root]
-//! finish:  cgroup -> root attached -> /proc /dev /sys -> volumes -> masks -> read-only -> pivot
+//! finish:  cgroup -> root attached -> /proc /dev /sys -> volumes -> hooks -> masks -> read-only -> pivot
 //! ```
 //! Invariants: `prepare` opens every host path, once, by descriptor; `finish` resolves paths only below the new root;
 //! kernel filesystems are mounted before any volume, and `/dev` is filled before a volume could cover it.
 //! Credentials, seccomp and execve are in coracle-runtime.
 
 mod dev;
+mod hooks;
 mod kernel;
 mod terminal;
 
@@ -61,10 +62,12 @@ pub fn prepare(spec: &ContainerSpec, linux: &LinuxSpec, pod: &PodNamespaces) -> 
     let bound = dev::Bound::open(linux, pod)?;
     let base = Base::open(spec, &host, Forbid::default())?;
     let shown = shown(pod.user.is_some() && linux.userns)?;
+    let view = hooks::View::open(spec, &linux.hooks)?;
     let stage = Stage::apart_from_node(pod.empty()?)?;
     for (name, tree) in shown {
         stage.hold(name, &tree)?;
     }
+    view.map_or(Ok(()), |view| view.hold(&linux.hooks, &stage))?;
     if host.map.is_some() {
         // An overlay works with the ids of who made it, and host root is nobody on mapped layers. Entering the user
         // namespace resets both settings.
@@ -154,9 +157,12 @@ pub fn finish(
         volumes,
         bound,
     } = prepared;
-    let at = stage.mount_point("root")?;
-    mounts::attach(tree.as_fd(), at.as_fd()).during(|| "attach the root".into())?;
-    let root = stage.mount_point("root")?;
+    let place = || match linux.hooks.is_empty() {
+        true => stage.mount_point("root"),
+        false => hooks::root_of(&stage, &linux.hooks),
+    };
+    mounts::attach(tree.as_fd(), place()?.as_fd()).during(|| "attach the root".into())?;
+    let root = place()?;
     kernel::proc(&root)?;
     let terminal = dev::build(&root, linux, pod, &bound, spec.identity.uid)?;
     kernel::sys(&root, linux, bound.sys())?;
@@ -167,6 +173,7 @@ pub fn finish(
     image_volumes(spec, linux, &root, &stage)?;
     // Made now, while that is possible. Entering it reports errors.
     let _ = rootfs_path::ensure(root.as_fd(), &linux.working_dir, true);
+    hooks::run(spec, &linux.hooks, &stage)?;
     kernel::confine(&root, &linux.jail, &bound)?;
     if spec.root.readonly {
         mounts::set_attributes(root.as_fd(), Forbid::WRITES, None, false)

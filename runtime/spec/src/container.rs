@@ -8,8 +8,10 @@
 
 mod diagnosis;
 mod exit;
+mod hooks;
 mod http;
 mod payload;
+mod scheduling;
 
 use std::path::PathBuf;
 
@@ -19,8 +21,10 @@ use crate::id::{ContainerId, PodId};
 
 pub use diagnosis::Diagnosis;
 pub use exit::{Cause, Exit, MAX_CAUSE_BYTES, MAX_MESSAGE_BYTES};
+pub use hooks::{Hook, Hooks};
 pub use http::{HttpLimits, HttpServer};
 pub use payload::{ProcessRow, Tool, Toolbox, WasmNetwork};
+pub use scheduling::{CpuPolicy, IoPriority, MemoryPolicy, Scheduling};
 
 /// The version of [`ContainerSpec`] that this build writes; a keeper of an older build reads older ones.
 pub const SPEC_VERSION: u32 = 1;
@@ -96,6 +100,9 @@ pub struct LinuxSpec {
     pub cgroups: Vec<CgroupMount>,
     /// The host directory of the pod's `/dev/shm`, for kernels where it cannot be passed as a descriptor.
     pub shm: PathBuf,
+    /// Programs of the node that run before it.
+    #[serde(default, skip_serializing_if = "Hooks::is_empty")]
+    pub hooks: Hooks,
 }
 
 /// One cgroup hierarchy inside a container.
@@ -144,6 +151,9 @@ pub struct LinuxJail {
     /// SELinux label of the pod's `/dev/shm`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shm_label: Option<String>,
+    /// How it is scheduled, where that differs from the usual.
+    #[serde(default, skip_serializing_if = "Scheduling::is_usual")]
+    pub scheduling: Scheduling,
 }
 
 /// The pid namespace of a container. Source: cri-api `NamespaceMode` of `pid`.
@@ -244,6 +254,9 @@ pub struct WasmSpec {
     /// The files that it writes for whoever looks for a bug.
     #[serde(default, skip_serializing_if = "Diagnosis::is_empty")]
     pub diagnosis: Diagnosis,
+    /// Limits of its process, below the usual ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rlimits: Vec<ResourceLimit>,
     /// It may use WASI 0.3.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub wasi_p3: bool,

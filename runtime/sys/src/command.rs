@@ -1,12 +1,28 @@
-//! Passes descriptors beyond the standard ones to a process that is exec'd.
+//! What a process that is exec'd begins with: descriptors beyond the standard ones, a root of its own.
 //!
-//! Called by `helper`. Invariant: the child has exactly the passed descriptors, from 3 on, besides 0 to 2.
+//! Called by `helper` and for hooks. Invariant: a child that is given descriptors has exactly these, from 3 on, besides 0 to 2.
 //! Not here: which program is executed.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
+
+/// Makes the directory `root` the root and the working directory of the child of `command`, whose path counts from there.
+pub fn enter_root(command: &mut Command, root: OwnedFd) {
+    let enter = move || {
+        // SAFETY: both calls take an integer or a constant string and touch no memory of ours.
+        let done =
+            unsafe { libc::fchdir(root.as_raw_fd()) == 0 && libc::chroot(c".".as_ptr()) == 0 };
+        match done {
+            true => Ok(()),
+            false => Err(io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: between fork and exec the closure makes only async-signal-safe calls; `root` is open until `command` is
+    // dropped.
+    unsafe { command.pre_exec(enter) };
+}
 
 /// Passes `descriptors` to the child of `command` as 3, 4 and so on. They are closed with `command`.
 pub fn give(command: &mut Command, descriptors: Vec<OwnedFd>) {

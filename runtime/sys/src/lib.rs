@@ -19,6 +19,7 @@ pub mod memfd;
 pub mod mounts;
 pub mod namespaces;
 pub mod pages;
+pub mod scheduling;
 pub mod seccomp;
 pub mod signals;
 pub mod terminal;

@@ -29,12 +29,15 @@ use coracle_spec::failpoint;
 use coracle_spec::id::hex;
 
 mod compile;
+mod counts;
 mod failures;
 mod files;
 mod room;
 mod turn;
 mod verified;
 
+pub use counts::CompileCounts;
+use counts::Counters;
 use failures::Failures;
 use files::{Stamp, Temporary, key, open_read, stamp};
 use room::Kept;
@@ -93,6 +96,7 @@ pub struct CompileCache {
     busy: Mutex<HashMap<EntryKey, EntryLock>>,
     failures: Failures,
     kept: Kept,
+    counters: Counters,
     serial: AtomicU64,
 }
 
@@ -132,6 +136,7 @@ impl CompileCache {
             busy: Mutex::default(),
             failures: Failures::default(),
             kept: Kept::default(),
+            counters: Counters::default(),
             serial: AtomicU64::new(0),
         };
         cache.measure()?;
@@ -169,15 +174,18 @@ impl CompileCache {
         let (cache, wanted) = (Arc::clone(self), at.clone());
         if let Some(found) = blocking(move || cache.find(&wanted.0, &wanted.1)).await? {
             span.record("coracle.cache", "hit");
+            self.counters.request(true);
             return Ok(found);
         }
         span.record("coracle.cache", "miss");
+        self.counters.request(false);
         if let Some(failure) = self.failures.find(&at) {
             return Err(failure);
         }
         let (cache, engine, module) = (Arc::clone(self), engine.clone(), module.to_owned());
         let work = tokio::spawn(async move {
             let made = cache.make(&engine, &module, &at).await;
+            cache.counters.compilation(&made);
             drop((guard, turn));
             made
         });

@@ -1,6 +1,6 @@
-//! `[cdi]`: where the specifications of devices lie.
+//! `[cdi]`: where the specifications of devices lie, and which programs they may have run.
 //!
-//! Called by: [`super::file`] and [`super::check`], for this table. Invariant: every directory is absolute.
+//! Called by: [`super::file`] and [`super::check`], for this table. Invariant: every path is absolute.
 //! Must not know: what a specification is.
 
 use std::path::PathBuf;
@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::check::directory;
-use super::values::{Invalid, invalid};
+use super::values::{Invalid, invalid, plain_absolute};
 
-/// Most directories.
+/// Most directories, and most programs.
 const MOST: usize = 16;
 
 /// `[cdi]` as written.
@@ -19,12 +19,15 @@ const MOST: usize = 16;
 pub struct CdiFile {
     /// Directories of specifications; the later one wins.
     pub spec_dirs: Vec<PathBuf>,
+    /// Programs that specifications may have run.
+    pub hooks: Vec<PathBuf>,
 }
 
 impl Default for CdiFile {
     fn default() -> Self {
         Self {
             spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+            hooks: Vec::new(),
         }
     }
 }
@@ -34,6 +37,8 @@ impl Default for CdiFile {
 pub struct Cdi {
     /// Directories of specifications; the later one wins. Absolute; may be absent.
     pub spec_dirs: Vec<PathBuf>,
+    /// Programs that specifications may have run. Absolute.
+    pub hooks: Vec<PathBuf>,
 }
 
 /// Checks the table.
@@ -46,7 +51,24 @@ pub(super) fn check(file: &CdiFile) -> Result<Cdi, Invalid> {
     let checked = file.spec_dirs.iter().map(|path| directory(key, path));
     Ok(Cdi {
         spec_dirs: checked.collect::<Result<_, _>>()?,
+        hooks: hooks(&file.hooks)?,
     })
+}
+
+fn hooks(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Invalid> {
+    let key = "cdi.hooks";
+    if paths.len() > MOST {
+        let why = format!("has {} programs, at most {MOST}", paths.len());
+        return invalid(key, why);
+    }
+    let plain = |path: &PathBuf| match plain_absolute(path) {
+        Some(path) => Ok(path),
+        None => invalid(
+            key,
+            format!("has {path:?}, must be absolute paths of programs without `..`"),
+        ),
+    };
+    paths.iter().map(plain).collect()
 }
 
 #[cfg(test)]
@@ -56,7 +78,10 @@ mod tests {
 
     #[test]
     fn directories_are_absolute_and_few() {
-        let with = |spec_dirs: Vec<PathBuf>| check(&CdiFile { spec_dirs });
+        let with = |spec_dirs: Vec<PathBuf>| {
+            let hooks = Vec::new();
+            check(&CdiFile { spec_dirs, hooks })
+        };
         assert_eq!(with(Vec::new()).unwrap().spec_dirs, Vec::<PathBuf>::new());
         assert_eq!(check(&CdiFile::default()).unwrap().spec_dirs.len(), 2);
         for refused in [
@@ -65,6 +90,23 @@ mod tests {
             vec!["/etc/cdi".into(); MOST + 1],
         ] {
             assert_eq!(with(refused).unwrap_err().key, "cdi.spec_dirs");
+        }
+    }
+
+    #[test]
+    fn hooks_are_absolute_paths_and_few() {
+        let with = |hooks: Vec<PathBuf>| {
+            let spec_dirs = Vec::new();
+            check(&CdiFile { spec_dirs, hooks })
+        };
+        assert_eq!(with(vec!["/usr/bin/h".into()]).unwrap().hooks.len(), 1);
+        assert!(check(&CdiFile::default()).unwrap().hooks.is_empty());
+        for refused in [
+            vec!["h".into()],
+            vec!["/usr/../h".into()],
+            vec!["/h".into(); MOST + 1],
+        ] {
+            assert_eq!(with(refused).unwrap_err().key, "cdi.hooks");
         }
     }
 }

@@ -276,6 +276,7 @@ fn sandbox(file: &SandboxFile) -> Result<Sandbox, Invalid> {
         max_pods: pods.min((HOST_IDS - base) / count) as u32,
         pod_logs_dir: directory("sandbox.pod_logs_dir", &file.pod_logs_dir)?,
         create_host_paths: file.create_host_paths,
+        device_ownership_from_security_context: file.device_ownership_from_security_context,
         all_requests_bytes: within(
             "sandbox.all_requests_bytes",
             file.all_requests_bytes,

@@ -293,6 +293,8 @@ pub struct SandboxFile {
     pub pod_logs_dir: PathBuf,
     /// Whether a missing host path of a mount is created, as a directory.
     pub create_host_paths: bool,
+    /// Whether devices belong to the user and group that a container's security context names.
+    pub device_ownership_from_security_context: bool,
     /// Limit of the memory for the requests of all sandboxes and containers. Bytes.
     pub all_requests_bytes: u64,
 }
@@ -305,6 +307,7 @@ impl Default for SandboxFile {
             max_pods: 5_000,
             pod_logs_dir: "/var/log/pods".into(),
             create_host_paths: true,
+            device_ownership_from_security_context: false,
             all_requests_bytes: 256 * MIB,
         }
     }

@@ -211,6 +211,8 @@ pub struct Sandbox {
     pub pod_logs_dir: PathBuf,
     /// A missing host path of a mount is created, as a directory.
     pub create_host_paths: bool,
+    /// Devices belong to the user and group that a container's security context names.
+    pub device_ownership_from_security_context: bool,
     /// Limit of the memory for the requests of all sandboxes and containers, in the size of their records. Bytes.
     pub all_requests_bytes: u64,
 }

@@ -4,9 +4,10 @@
 //! client goes away is counted, too, as Cancelled, and so is its pull.
 //! Must not know: what a call does.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use coracle_metrics::{Counters, Family, Gauges, Held, Histograms, Kind, Metric};
+use coracle_lifecycle::{Error, ExecOutput, Kind as ErrorKind};
+use coracle_metrics::{Counters, Family, Gauge, Gauges, Held, Histograms, Kind, Metric};
 use tonic::Code;
 
 static REQUESTS: Counters<2> = Counters::new(Family {
@@ -40,11 +41,74 @@ static PULL_DURATIONS: Histograms<0> = Histograms::new(Family {
     labels: &[],
 });
 
+static SUBSCRIBERS: Gauges<0> = Gauges::new(Family {
+    name: "coracle_event_subscribers",
+    help: "Clients that follow container events.",
+    kind: Kind::Gauge,
+    labels: &[],
+});
+static EVENTS_DROPPED: Counters<0> = Counters::new(Family {
+    name: "coracle_events_dropped_total",
+    help: "Container events that clients lost because they read too slowly.",
+    kind: Kind::Counter,
+    labels: &[],
+});
+static EXEC_SYNCS: Histograms<1> = Histograms::new(Family {
+    name: "coracle_exec_sync_duration_seconds",
+    help: "How long programs of ExecSync took, probes among them, by how they ended.",
+    kind: Kind::Histogram,
+    labels: &["result"],
+});
+static NETWORK_READY: Gauge = Gauge::new(Family {
+    name: "coracle_network_ready",
+    help: "1 if the last Status said that pods get a network, else 0.",
+    kind: Kind::Gauge,
+    labels: &[],
+});
+
 /// Everything that is counted here.
 #[must_use]
-pub fn all() -> [&'static dyn Metric; 5] {
+pub fn all() -> [&'static dyn Metric; 9] {
     PULLS.show(["ok", ""]);
-    [&REQUESTS, &DURATIONS, &IN_FLIGHT, &PULLS, &PULL_DURATIONS]
+    EVENTS_DROPPED.show([]);
+    drop(SUBSCRIBERS.hold([]));
+    [
+        &REQUESTS,
+        &DURATIONS,
+        &IN_FLIGHT,
+        &PULLS,
+        &PULL_DURATIONS,
+        &SUBSCRIBERS,
+        &EVENTS_DROPPED,
+        &EXEC_SYNCS,
+        &NETWORK_READY,
+    ]
+}
+
+/// A client follows events until the value is dropped.
+pub(super) fn subscribe() -> Held<0> {
+    SUBSCRIBERS.hold([])
+}
+
+/// A client lost events.
+pub(super) fn lost_events(count: u64) {
+    EVENTS_DROPPED.add([], count);
+}
+
+/// A program of ExecSync has ended, or was not started.
+pub(super) fn exec_sync(took: Duration, ended: &Result<ExecOutput, Error>) {
+    let result = match ended {
+        Ok(output) if output.code == 0 => "ok",
+        Ok(_) => "nonzero",
+        Err(error) if error.kind() == ErrorKind::Deadline => "timeout",
+        Err(_) => "failed",
+    };
+    EXEC_SYNCS.observe([result], took);
+}
+
+/// Status says whether pods get a network.
+pub(super) fn network(is_ready: bool) {
+    NETWORK_READY.set(u64::from(is_ready));
 }
 
 /// A call under way.

@@ -9,14 +9,14 @@ use std::sync::Arc;
 
 use coracle_lifecycle::Event;
 use coracle_proto::runtime::v1 as cri;
-use futures_util::{Stream, stream};
+use futures_util::{Stream, StreamExt as _, stream};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::sync::watch;
 use tonic::Status;
 
-use super::Shared;
 use super::convert::{self, ListReply};
 use super::status::Failure;
+use super::{Shared, calls};
 
 /// The messages of one streamed reply.
 pub(super) type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -59,7 +59,12 @@ pub(super) async fn watch(
     _: cri::GetEventsRequest,
 ) -> Result<Replies<cri::ContainerEventResponse>, Failure> {
     let source = (shared.pods.subscribe(), shared.draining.clone());
-    Ok(Box::pin(stream::unfold(Some(source), next_event)))
+    let counted = calls::subscribe();
+    let events = stream::unfold(Some(source), next_event);
+    Ok(Box::pin(events.map(move |event| {
+        let _ = &counted;
+        event
+    })))
 }
 
 type Source = (Receiver<Arc<Event>>, watch::Receiver<bool>);
@@ -76,10 +81,11 @@ async fn next_event(
     };
     match received {
         Ok(event) => Some((Ok(convert::event(&event)), Some((events, draining)))),
-        Err(RecvError::Lagged(lost)) => Some((
-            Err(Failure::FellBehind { lost }.into_status("GetContainerEvents")),
-            None,
-        )),
+        Err(RecvError::Lagged(lost)) => {
+            calls::lost_events(lost);
+            let failure = Failure::FellBehind { lost };
+            Some((Err(failure.into_status("GetContainerEvents")), None))
+        }
         Err(RecvError::Closed) => None,
     }
 }

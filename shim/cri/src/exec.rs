@@ -5,14 +5,14 @@
 //! Must not know: streaming.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coracle_lifecycle::ExecOutput;
 use coracle_proto::runtime::v1 as cri;
 
 use super::convert::{self, NamesObject as _};
 use super::status::Failure;
-use super::{Shared, span};
+use super::{Shared, calls, span};
 
 /// ExecSync.
 pub(super) async fn sync(
@@ -23,8 +23,10 @@ pub(super) async fn sync(
     span::container(&shared, &named);
     let (argv, limit) = convert::exec_config(request)?;
     let id = shared.pods.find_container(&named)?;
-    let output = shared.pods.exec_sync(&id, argv, limit).await?;
-    Ok(reply(output))
+    let began = Instant::now();
+    let ended = shared.pods.exec_sync(&id, argv, limit).await;
+    calls::exec_sync(began.elapsed(), &ended);
+    Ok(reply(ended?))
 }
 
 /// The room for output in a message; the kubelet accepts no larger ones.

@@ -87,7 +87,8 @@ pub(super) async fn fs_info(
     _: cri::ImageFsInfoRequest,
 ) -> Result<cri::ImageFsInfoResponse, Failure> {
     let mut images = shared.images.fs_info();
-    let (bytes, files) = shared.pods.compiled_code();
+    let counts = shared.pods.counts();
+    let (bytes, files) = (counts.compiled_bytes, counts.compiled_files);
     if !shared.node.splits_images {
         images.used_bytes += bytes;
         images.inodes_used += files;

@@ -11,7 +11,7 @@ use coracle_proto::runtime::v1 as cri;
 use tracing::info;
 
 use super::status::Failure;
-use super::{Shared, convert};
+use super::{Shared, calls, convert};
 
 /// The facts that Status and RuntimeConfig report; fixed while the daemon runs.
 #[derive(Clone, Debug)]
@@ -63,6 +63,7 @@ pub(super) async fn status(
     request: cri::StatusRequest,
 ) -> Result<cri::StatusResponse, Failure> {
     let problem = shared.pods.network_problem().await;
+    calls::network(problem.is_none());
     Ok(convert::status_reply(
         &shared.node,
         &shared.policies.get(),

@@ -55,10 +55,21 @@ pub struct LiveConfig {
     pub name_servers: Vec<IpAddr>,
     /// Missing host paths of mounts are created.
     pub create_host_paths: bool,
-    /// Directories of CDI specifications; the later one wins.
-    pub cdi_spec_dirs: Vec<PathBuf>,
+    /// How devices are found and given.
+    pub devices: DeviceSettings,
     /// The handlers by each of their names.
     pub handlers: BTreeMap<String, HandlerSettings>,
+}
+
+/// How a container's devices are found and given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceSettings {
+    /// Directories of CDI specifications; the later one wins.
+    pub cdi_spec_dirs: Vec<PathBuf>,
+    /// Programs of the node that specifications may have run.
+    pub cdi_hooks: Vec<PathBuf>,
+    /// Devices belong to the user and group that a container's security context names.
+    pub owned_by_user: bool,
 }
 
 impl LiveConfig {

@@ -13,9 +13,9 @@ use coracle_control::process::Process;
 use coracle_images::Image;
 use coracle_lifecycle::{
     AttachConfig, ContainerConfig, ContainerKind, ContainerUsage, ContainerView, CreatedSandbox,
-    Details, EffectFuture, Error, ExecConfig, ExecOutput, HandlerSettings, KeeperEngine, Layout,
-    Measured, Owned, Plan, PodRecord, PodUsage, PodView, SandboxConfig, StartRequest, Started,
-    Swept, Syncer,
+    Details, EffectFuture, Error, ExecConfig, ExecOutput, HandlerSettings, HostCounts,
+    KeeperEngine, Layout, Measured, Owned, Plan, PodRecord, PodUsage, PodView, SandboxConfig,
+    StartRequest, Started, Swept, Syncer,
 };
 use coracle_network::Attachment;
 use coracle_spec::IdRange;
@@ -50,8 +50,8 @@ impl coracle_lifecycle::Host for Host {
         self.config.all_requests_bytes
     }
 
-    fn compiled_code(&self) -> (u64, u64) {
-        self.parts.compiler.used()
+    fn counts(&self) -> HostCounts {
+        Host::counts(self)
     }
 
     fn lease_ids(&self) -> Result<IdRange, Error> {

@@ -12,6 +12,7 @@ mod channel;
 mod collector;
 mod config;
 mod container;
+mod counts;
 mod effects;
 mod egress;
 mod ending;
@@ -61,7 +62,7 @@ use coracle_wasm::CompileCache;
 
 pub use categories::CATEGORY_SHARES;
 use categories::Categories;
-pub use config::{HostConfig, LiveConfig};
+pub use config::{DeviceSettings, HostConfig, LiveConfig};
 pub use coracle_lifecycle::{blocking, io_error, make_private, pass, runtime_error};
 use ids::Ids;
 pub use linux::cdi::{CdiDevice, CdiListing, cdi_devices};

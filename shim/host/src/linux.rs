@@ -13,7 +13,7 @@ mod pids;
 mod profiles;
 mod volumes;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use coracle_cgroup::{Exposure, Limits};
 use coracle_images::Image;
@@ -22,14 +22,15 @@ use coracle_lifecycle::{
     SeccompPlan, UserNamespaceConfig, limits,
 };
 use coracle_spec::id::ContainerId;
-use coracle_spec::{Identity, LinuxJail, Mount, PidNamespaceMode, ResourceLimit};
+use coracle_spec::{Hook, Identity, LinuxJail, Mount, PidNamespaceMode, ResourceLimit, Scheduling};
 
 pub use self::capabilities::usual as usual_capabilities;
 use self::cdi::Additions;
-use self::devices::Grant;
+use self::devices::{Grant, Owner};
 pub use self::pids::{node_pids, pids_limit};
 pub use self::profiles::{DefaultProfile, default_profile};
 use self::profiles::{LabelRequest, SecurityFiles};
+use super::config::DeviceSettings;
 use super::errors::invalid;
 use super::mounts;
 use super::paths::Lookup;
@@ -108,10 +109,10 @@ impl Hardware {
     /// Exhausted when too many calls wait for its file system.
     pub(super) fn find(
         config: &ContainerConfig,
-        cdi_dirs: &[PathBuf],
+        settings: &DeviceSettings,
         lookup: &Lookup<'_>,
     ) -> Result<Self, Error> {
-        Self::look(config, cdi_dirs, lookup).map_err(|refusal| match lookup.was_refused() {
+        Self::look(config, settings, lookup).map_err(|refusal| match lookup.was_refused() {
             true => Error::new(Kind::Exhausted, refusal.to_string()),
             false => refusal,
         })
@@ -119,15 +120,19 @@ impl Hardware {
 
     fn look(
         config: &ContainerConfig,
-        cdi_dirs: &[PathBuf],
+        settings: &DeviceSettings,
         lookup: &Lookup<'_>,
     ) -> Result<Self, Error> {
-        let additions = cdi::additions(&config.cdi_devices, cdi_dirs, lookup)?;
+        let owner = match settings.owned_by_user {
+            true => Owner::of(config),
+            false => Owner::default(),
+        };
+        let additions = cdi::additions(&config.cdi_devices, settings, owner, lookup)?;
         let mut grants = match config.security.privileged {
             true => devices::of_host(Path::new("/dev"), lookup)?,
             false => Vec::new(),
         };
-        grants.extend(devices::requested(&config.devices, lookup)?);
+        grants.extend(devices::requested(&config.devices, owner, lookup)?);
         grants.extend(additions.grants.iter().cloned());
         let grants = devices::merged(grants)?;
         Ok(Self { grants, additions })
@@ -148,13 +153,16 @@ pub(super) fn plan(
     let grants = &hardware.grants;
     let jail = jail(subject, grants, volumes)?;
     let exposure = exposure(subject, &jail, &seccomp);
+    let hooks = hardware.additions.hooks.clone();
+    are_apart(&jail, &hooks)?;
+    let net_devices = hardware.additions.net_devices.clone();
     let own = files::PodFiles {
         pod: subject.pod,
         directory: subject.files,
     };
     own.add(config.readonly_rootfs, mounts);
     mounts::sort(mounts);
-    Ok(LinuxPlan {
+    let plan = LinuxPlan {
         jail: Box::new(jail),
         seccomp,
         limits: Limits {
@@ -163,7 +171,23 @@ pub(super) fn plan(
             ..limits::linux_limits(&config.resources)
         },
         exposure,
-    })
+        hooks,
+        net_devices,
+    };
+    plan.can_move_devices(subject.pod)?;
+    Ok(plan)
+}
+
+/// Refuses hooks in a pid namespace with other containers, whose programs could trace these programs of the node.
+fn are_apart(jail: &LinuxJail, hooks: &[Hook]) -> Result<(), Error> {
+    match (hooks.first(), &jail.pid) {
+        (Some(hook), PidNamespaceMode::Pod | PidNamespaceMode::Target(_)) => Err(invalid(format!(
+            "a requested CDI device has the hook {:?}, which cannot run where containers share their processes \
+             (shareProcessNamespace): give the container a pid namespace of its own",
+            hook.path
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// What the container can do to its own cgroup: a program that may make a user namespace can write it, unless the kernel
@@ -211,6 +235,7 @@ fn jail(subject: &Subject<'_>, grants: &[Grant], volumes: Vec<String>) -> Result
         volumes,
         shm_bytes: SHM_BYTES,
         shm_label: profiles::selinux(&shared, &node)?.mount,
+        scheduling: Scheduling::default(),
     })
 }
 

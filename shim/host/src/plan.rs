@@ -174,6 +174,7 @@ impl Host {
             server,
             diagnosis: draft.pod.config.diagnosis.clone(),
             wasi_p3: compiled.info.wasi_p3,
+            rlimits: Vec::new(),
         };
         Ok(WasmPayload { args, env, plan })
     }

@@ -4,7 +4,7 @@
 //! Invariant: the plan alone decides what a container process gets; image and request are not read again.
 //! Must not know: how a plan is made, what follows a start.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
 use coracle_cgroup::{Cgroup, Exposure};
@@ -12,9 +12,10 @@ use coracle_control::keeper::{self, Keeper, StartOptions, StartPayload};
 use coracle_lifecycle::{
     Error, Kind, LinuxPlan, Payload, Plan, SeccompPlan, StartRequest, Started,
 };
+use coracle_network as network;
 use coracle_sandbox::profile::Profile;
 use coracle_spec::id::ContainerId;
-use coracle_spec::{ContainerSpec, LinuxSpec, Root, SPEC_VERSION, WasmSpec, Workload};
+use coracle_spec::{ContainerSpec, Hooks, LinuxSpec, Root, SPEC_VERSION, WasmSpec, Workload};
 use tracing::{Instrument as _, info_span};
 
 use super::{Host, blocking, log, pass, runtime_error};
@@ -32,6 +33,7 @@ impl Host {
         )
         .await?;
         let plan = &request.plan;
+        self.move_net_devices(&request).await?;
         let mut spec = self.spec(&request)?;
         let span = info_span!(target: "otel", "container.prepare");
         let payload = self.payload(&request, &mut spec).instrument(span).await?;
@@ -47,6 +49,25 @@ impl Host {
         let started = request.keeper.start(options, &self.parts.filters);
         let started = started.instrument(span).await;
         start_result(&request.id, started)
+    }
+
+    /// Gives the pod the network devices of the container's plan, which it keeps until it is stopped.
+    async fn move_net_devices(&self, request: &StartRequest) -> Result<(), Error> {
+        let Payload::Linux(linux) = &request.plan.payload else {
+            return Ok(());
+        };
+        if linux.net_devices.is_empty() {
+            return Ok(());
+        }
+        let (devices, pin) = (linux.net_devices.clone(), self.pin(&request.pod));
+        blocking("moving network devices into a pod", move || {
+            let failed = |error| Error::because(Kind::StartFailed, "give devices", error);
+            let netns = network::open_pin(&pin).map_err(failed)?;
+            devices.iter().try_for_each(|device| {
+                network::move_device(netns.as_fd(), &device.on_node, &device.in_pod).map_err(failed)
+            })
+        })
+        .await
     }
 
     /// Waits for the end of a start that an earlier daemon began. Errors: as of [`Host::start`].
@@ -166,6 +187,7 @@ impl Host {
                 server: wasm.server.clone(),
                 diagnosis: wasm.diagnosis.clone(),
                 wasi_p3: wasm.wasi_p3,
+                rlimits: wasm.rlimits.clone(),
             })),
             Payload::Linux(linux) => Workload::Linux(Box::new(LinuxSpec {
                 args: plan.args.clone(),
@@ -177,6 +199,10 @@ impl Host {
                 cgroups: self.parts.cgroups.mounts(),
                 shm: self.shared_memory(&request.pod),
                 filter_flags: 0,
+                hooks: Hooks {
+                    directory: self.config.run.clone(),
+                    create_container: linux.hooks.clone(),
+                },
             })),
         }
     }

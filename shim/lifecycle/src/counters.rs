@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use coracle_metrics::{Counters, Family, Histograms, Kind, Metric};
+use coracle_metrics::{Counters, Family, Histograms, Kind, Metric, Seconds};
 
 use super::config::Handler;
 use super::view::ContainerKind;
@@ -41,17 +41,59 @@ static KEEPERS_LOST: Counters<0> = Counters::new(Family {
     labels: &[],
 });
 
+static RECOVERY: Seconds = Seconds::new(Family {
+    name: "coracle_recovery_duration_seconds",
+    help: "How long the recovery of sandboxes took at the daemon's start.",
+    kind: Kind::Gauge,
+    labels: &[],
+});
+static RECOVERED: Counters<1> = Counters::new(Family {
+    name: "coracle_recovered_sandboxes",
+    help: "Sandboxes that the daemon found on the disk at its start, by what became of them.",
+    kind: Kind::Gauge,
+    labels: &["outcome"],
+});
+static SWEPT: Counters<0> = Counters::new(Family {
+    name: "coracle_swept_total",
+    help: "Objects without an owner that were removed at the daemon's start.",
+    kind: Kind::Counter,
+    labels: &[],
+});
+
 /// Everything that is counted here.
 #[must_use]
-pub fn all() -> [&'static dyn Metric; 5] {
+pub fn all() -> [&'static dyn Metric; 8] {
     KEEPERS_LOST.show([]);
+    SWEPT.show([]);
+    for outcome in [ADOPTED, DEAD, UNRECOVERED] {
+        RECOVERED.show([outcome]);
+    }
     [
         &SANDBOX_STARTS,
         &CONTAINER_CREATIONS,
         &CONTAINER_STARTS,
         &EXITS,
         &KEEPERS_LOST,
+        &RECOVERY,
+        &RECOVERED,
+        &SWEPT,
     ]
+}
+
+const ADOPTED: &str = "adopted";
+const DEAD: &str = "dead";
+const UNRECOVERED: &str = "unrecovered";
+
+/// What recovery found: sandboxes that go on, others whose record says that they never were, others that need an operator.
+pub(crate) fn recovered(took: Duration, adopted: usize, dead: usize, unrecovered: usize) {
+    RECOVERY.set(took);
+    for (outcome, count) in [(ADOPTED, adopted), (DEAD, dead), (UNRECOVERED, unrecovered)] {
+        RECOVERED.add([outcome], u64::try_from(count).unwrap_or(u64::MAX));
+    }
+}
+
+pub(crate) fn swept(count: usize) {
+    SWEPT.add([], u64::try_from(count).unwrap_or(u64::MAX));
 }
 
 pub(crate) fn sandbox_ready(handler: Handler, took: Duration) {

@@ -33,7 +33,9 @@ use super::syncer::Syncer;
 use super::usage::{ContainerUsage, Details, Measured, PodUsage};
 use super::view::{ContainerKind, ContainerView, PodView};
 
-pub use values::{CreatedSandbox, ExecOutput, KeeperEngine, Owned, StartRequest, Started, Swept};
+pub use values::{
+    CreatedSandbox, ExecOutput, HostCounts, KeeperEngine, Owned, StartRequest, Started, Swept,
+};
 
 /// How long a keeper may take to greet.
 pub const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -59,8 +61,8 @@ pub trait Host: Send + Sync + 'static {
     /// Limit of the memory that the requests of all sandboxes and containers occupy. Bytes.
     fn all_requests_bytes(&self) -> u64;
 
-    /// Bytes and files of compiled code on the disk.
-    fn compiled_code(&self) -> (u64, u64);
+    /// What the host counted, for metrics. O(1).
+    fn counts(&self) -> HostCounts;
 
     /// Leases a block of host ids. Errors: all blocks are leased.
     fn lease_ids(&self) -> Result<IdRange, Error>;

@@ -59,13 +59,15 @@ pub use config::{
 pub use error::{Error, Kind};
 pub use history::HistoryEntry;
 pub use host::{
-    CreatedSandbox, EffectFuture, ExecOutput, GREETING_TIMEOUT, Host, KeeperEngine, Owned,
-    StartRequest, Started, Swept,
+    CreatedSandbox, EffectFuture, ExecOutput, GREETING_TIMEOUT, Host, HostCounts, KeeperEngine,
+    Owned, StartRequest, Started, Swept,
 };
 pub use inspect::RoundTrip;
 pub use layout::Layout;
 pub use plugins::{Adjusted, NoPlugins, PluginEvent, PluginEventKind, Plugins};
-pub use record::{ContainerRecord, LinuxPlan, Payload, Plan, PodRecord, SeccompPlan, WasmPlan};
+pub use record::{
+    ContainerRecord, LinuxPlan, NetDevice, Payload, Plan, PodRecord, SeccompPlan, WasmPlan,
+};
 pub use store::{Slot, quarantine};
 pub use syncer::Syncer;
 pub use usage::{
@@ -324,9 +326,9 @@ impl Pods {
         self.shared.host().prepare_image(image).await
     }
 
-    /// Bytes and files of compiled code on the disk. O(1).
-    pub fn compiled_code(&self) -> (u64, u64) {
-        self.shared.host().compiled_code()
+    /// What the host counted, for metrics. O(1).
+    pub fn counts(&self) -> HostCounts {
+        self.shared.host().counts()
     }
 
     /// Refuses new sandboxes and containers from now on (Draining) and waits, at most `limit`, for work under way.

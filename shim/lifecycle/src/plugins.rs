@@ -9,13 +9,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_spec::ResourceLimit;
+use coracle_spec::{ResourceLimit, Scheduling};
 use futures_util::future::BoxFuture;
 
 use crate::config::{ContainerConfig, Resources};
 use crate::error::{Error, Kind};
 use crate::host::EffectFuture;
-use crate::record::{ContainerRecord, Payload, Plan, PodRecord};
+use crate::record::{ContainerRecord, LinuxPlan, NetDevice, Payload, Plan, PodRecord};
 
 /// Most bytes of arguments, and of environment, after an adjustment.
 const MAX_BYTES: usize = 1 << 20;
@@ -171,15 +171,19 @@ pub struct Adjusted {
     pub args: Option<Vec<String>>,
     /// Variables to set, or to remove where there is no value.
     pub env: Vec<(String, Option<String>)>,
-    /// Limits of a Linux program, each in place of a planned one of the same resource.
+    /// Limits of the process, each in place of a planned one of the same resource.
     pub rlimits: Vec<ResourceLimit>,
     /// Most processes of a Linux container; 0 or less is no limit.
     pub pids: Option<i64>,
+    /// How a Linux program is scheduled.
+    pub scheduling: Scheduling,
+    /// Network devices of the node that the pod of a Linux container gets.
+    pub net_devices: Vec<NetDevice>,
 }
 
 impl Adjusted {
     /// Changes a plan that was made for the adjusted config. Errors: Invalid, with what is wrong.
-    pub(crate) fn apply(&self, plan: &mut Plan) -> Result<(), Error> {
+    pub(crate) fn apply(&self, pod: &PodRecord, plan: &mut Plan) -> Result<(), Error> {
         if let Some(args) = &self.args {
             plan.args.clone_from(args);
         }
@@ -187,22 +191,37 @@ impl Adjusted {
             set(&mut plan.env, name, value.as_deref());
         }
         fits(plan)?;
-        if let Payload::Linux(linux) = &mut plan.payload {
-            for limit in &self.rlimits {
-                let limits = &mut linux.jail.rlimits;
-                limits.retain(|planned| planned.resource != limit.resource);
-                limits.push(limit.clone());
+        match &mut plan.payload {
+            Payload::Linux(linux) => self.apply_linux(pod, linux),
+            Payload::Wasm(wasm) => {
+                wasm.rlimits.clone_from(&self.rlimits);
+                self.is_for_instances()
             }
-            if self.pids.is_some() {
-                linux.limits.pids = self.pids;
-            }
-        } else if !self.rlimits.is_empty() || self.pids.is_some() {
-            return Err(Error::new(
-                Kind::Invalid,
-                "a WebAssembly container has neither limits of its process nor a number of processes to set",
-            ));
         }
-        Ok(())
+    }
+
+    fn apply_linux(&self, pod: &PodRecord, linux: &mut LinuxPlan) -> Result<(), Error> {
+        for limit in &self.rlimits {
+            let limits = &mut linux.jail.rlimits;
+            limits.retain(|planned| planned.resource != limit.resource);
+            limits.push(limit.clone());
+        }
+        if self.pids.is_some() {
+            linux.limits.pids = self.pids;
+        }
+        linux.jail.scheduling = self.scheduling.clone();
+        linux.net_devices.extend(self.net_devices.iter().cloned());
+        linux.can_move_devices(pod)
+    }
+
+    fn is_for_instances(&self) -> Result<(), Error> {
+        if self.pids.is_none() && self.scheduling.is_usual() && self.net_devices.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Invalid,
+            "a WebAssembly container has no number of processes, scheduling or network devices to set",
+        ))
     }
 }
 

@@ -10,11 +10,13 @@ use std::sync::Arc;
 use coracle_cgroup::{Exposure, Limits};
 use coracle_spec::id::{ContainerId, PodId};
 use coracle_spec::{
-    Diagnosis, HttpServer, IdRange, Identity, LinuxJail, Mount, Spawn, WasmKind, WasmNetwork,
+    Diagnosis, Hook, HttpServer, IdRange, Identity, LinuxJail, Mount, ResourceLimit, Spawn,
+    WasmKind, WasmNetwork,
 };
 use serde::{Deserialize, Serialize};
 
-use super::config::{ContainerConfig, HandlerSettings, SandboxConfig};
+use super::config::{ContainerConfig, HandlerSettings, NamespaceMode, SandboxConfig};
+use super::error::{Error, Kind};
 use super::state::{ContainerPhase, Ended, PodPhase};
 use super::view::{ContainerState, ContainerView, PodView, UNREADABLE_REASON};
 
@@ -142,6 +144,9 @@ pub struct WasmPlan {
     /// It uses WASI 0.3, which its handler had on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub wasi_p3: bool,
+    /// Limits of its process, below the usual ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rlimits: Vec<ResourceLimit>,
 }
 
 /// The part of a [`Plan`] that only a Linux program has.
@@ -156,6 +161,60 @@ pub struct LinuxPlan {
     /// What its processes can do to that cgroup; builds before it was known made none an inner one.
     #[serde(default)]
     pub exposure: Exposure,
+    /// Programs of the node that run before it, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hooks: Vec<Hook>,
+    /// Network devices of the node that its pod gets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub net_devices: Vec<NetDevice>,
+}
+
+/// A network device that moves into a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetDevice {
+    /// Its name on the node.
+    pub on_node: String,
+    /// Its name in the pod.
+    pub in_pod: String,
+}
+
+impl NetDevice {
+    /// A device by both names. Errors: one of them is no name of a device.
+    pub fn new(on_node: &str, in_pod: &str) -> Result<Self, String> {
+        // As the kernel's dev_valid_name().
+        let is_name = |name: &str| {
+            let is_plain = |b: u8| b.is_ascii_graphic() && !b"/:".contains(&b);
+            let is_special = matches!(name, "" | "." | ".." | "lo");
+            name.bytes().all(is_plain) && !is_special && name.len() < 16
+        };
+        match [on_node, in_pod].into_iter().find(|name| !is_name(name)) {
+            Some(odd) => Err(format!(
+                "network device {on_node:?} as {in_pod:?}: {odd:?} is no name of a device"
+            )),
+            None => Ok(Self {
+                on_node: on_node.to_owned(),
+                in_pod: in_pod.to_owned(),
+            }),
+        }
+    }
+}
+
+impl LinuxPlan {
+    /// Whether `pod` can be given the network devices. Errors: it has the node's network.
+    pub fn can_move_devices(&self, pod: &PodRecord) -> Result<(), Error> {
+        match self.net_devices.first() {
+            Some(device) if pod.config.namespaces.network == NamespaceMode::Node => {
+                Err(Error::new(
+                    Kind::Invalid,
+                    format!(
+                        "the network device {:?} is to move into the pod, which has the node's network (hostNetwork)",
+                        device.on_node
+                    ),
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A Linux payload's system call filter.
@@ -291,7 +350,7 @@ mod shared {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
-    use coracle_spec::{Capabilities, PidNamespaceMode, ResourceLimit};
+    use coracle_spec::{Capabilities, PidNamespaceMode, Scheduling};
     use serde_json::json;
 
     use super::*;
@@ -331,6 +390,7 @@ mod tests {
             volumes: vec!["/data".to_owned()],
             shm_bytes: 64 << 20,
             shm_label: None,
+            scheduling: Scheduling::default(),
         };
         LinuxPlan {
             jail: Box::new(jail),
@@ -343,6 +403,8 @@ mod tests {
                 ..Limits::default()
             },
             exposure: Exposure::Inner,
+            hooks: vec![Hook::default()],
+            net_devices: vec![NetDevice::default()],
         }
     }
 
@@ -363,6 +425,7 @@ mod tests {
             server: None,
             diagnosis: Default::default(),
             wasi_p3: false,
+            rlimits: Vec::new(),
         };
         assert_eq!(plan.payload, Payload::Wasm(wasm));
         assert_eq!(plan.mounts[0].target, "/t");

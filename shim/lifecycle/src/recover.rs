@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use self::pod::{Outcome, recover_pod};
+use super::counters;
 use super::disk::{Known, ids_in};
 use super::driver::{Driver, Shared};
 use super::error::Error;
@@ -42,7 +43,9 @@ pub struct Recovered {
 /// Recovers every pod on disk and sweeps the rest. Errors: the directory of records cannot be read.
 pub async fn recover(shared: &Arc<Shared>) -> Result<Recovered, Error> {
     pass("recover.begin")?;
+    let began = Instant::now();
     let found = ids_in::<PodId>(&shared.host.layout().pods_directory())?;
+    let total = found.len();
     let tasks: Vec<(PodId, JoinHandle<Outcome>)> = found
         .into_iter()
         .map(|id| {
@@ -60,12 +63,11 @@ pub async fn recover(shared: &Arc<Shared>) -> Result<Recovered, Error> {
         // Images of unknown containers may be in use.
         shared.host.suspend_collection();
     }
+    let (adopted, unrecovered) = (recovered.drivers.len(), recovered.unrecovered.len());
+    let dead = total.saturating_sub(adopted + unrecovered);
     sweep(shared, owned, &recovered.drivers).await?;
-    tracing::info!(
-        sandboxes = recovered.drivers.len(),
-        unrecovered = recovered.unrecovered.len(),
-        "recovered"
-    );
+    counters::recovered(began.elapsed(), adopted, dead, unrecovered);
+    tracing::info!(sandboxes = adopted, unrecovered, "recovered");
     Ok(recovered)
 }
 
@@ -125,6 +127,7 @@ async fn sweep(shared: &Arc<Shared>, owned: Owned, drivers: &[Driver]) -> Result
         .await;
         found.errors.extend(swept.err());
     }
+    counters::swept(found.removed.len());
     for removed in found.removed {
         tracing::info!(removed, "swept");
     }

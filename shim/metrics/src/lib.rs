@@ -15,7 +15,7 @@ pub mod listener;
 mod numbers;
 mod text;
 
-pub use numbers::{BUCKETS, Counters, Gauge, Gauges, Held, Histograms, Metric};
+pub use numbers::{BUCKETS, Counters, Gauge, Gauges, Held, Histograms, Metric, Seconds};
 pub use text::{Format, Text, push_label};
 
 /// What a family's values are.

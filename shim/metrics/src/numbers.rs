@@ -135,6 +135,32 @@ impl Metric for Gauge {
     }
 }
 
+/// A gauge without labels that is a duration.
+#[derive(Debug)]
+pub struct Seconds(Gauge);
+
+impl Seconds {
+    /// 0.
+    #[must_use]
+    pub const fn new(family: Family) -> Self {
+        Seconds(Gauge::new(family))
+    }
+
+    /// Sets it.
+    pub fn set(&self, took: Duration) {
+        self.0
+            .set(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+    }
+}
+
+impl Metric for Seconds {
+    fn write(&self, text: &mut Text) {
+        text.family(&self.0.family);
+        let value = Value::Nanoseconds(self.0.value.load(Ordering::Relaxed));
+        text.sample(&self.0.family, &[], value);
+    }
+}
+
 /// Gauges of one family that count what is under way.
 #[derive(Debug)]
 pub struct Gauges<const N: usize>(Table<N, u64>);

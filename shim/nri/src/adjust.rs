@@ -7,9 +7,11 @@
 
 mod limits;
 mod refuse;
+pub mod scheduling;
 
 use std::collections::BTreeMap;
 
+use coracle_lifecycle::NetDevice;
 use coracle_proto::nri::v1 as nri;
 
 pub use limits::{add as add_limits, merge as merge_limits, show as show_limits};
@@ -43,6 +45,14 @@ pub struct Adjustments {
     pub resources: nri::LinuxResources,
     /// OOM score.
     pub oom_score_adj: Option<i64>,
+    /// I/O priority.
+    pub io_priority: Option<nri::LinuxIoPriority>,
+    /// CPU policy.
+    pub scheduler: Option<nri::LinuxScheduler>,
+    /// Memory policy.
+    pub memory_policy: Option<nri::LinuxMemoryPolicy>,
+    /// Network devices of the node to add, by their names there.
+    pub net_devices: BTreeMap<String, nri::LinuxNetDevice>,
 }
 
 /// A key that is marked for removal, without the mark.
@@ -66,6 +76,10 @@ impl Adjustments {
             rlimits: BTreeMap::new(),
             resources: nri::LinuxResources::default(),
             oom_score_adj: None,
+            io_priority: None,
+            scheduler: None,
+            memory_policy: None,
+            net_devices: BTreeMap::new(),
         }
     }
 
@@ -94,10 +108,14 @@ impl Adjustments {
             self.container.cdi_devices.push(device.clone());
             self.cdi_devices.push(device.name);
         }
-        let Some(linux) = adjust.linux else {
-            return Ok(());
-        };
+        adjust
+            .linux
+            .map_or(Ok(()), |linux| self.linux(plugin, linux))
+    }
+
+    fn linux(&mut self, plugin: &str, linux: nri::LinuxContainerAdjustment) -> Result<(), String> {
         self.devices(plugin, linux.devices)?;
+        self.net_devices(plugin, linux.net_devices)?;
         if let Some(resources) = linux.resources {
             limits::add(&mut self.resources, resources, plugin, &mut self.owners)?;
             let shown = self.container.linux.get_or_insert_default();
@@ -107,6 +125,47 @@ impl Adjustments {
             self.owners.claim(Field::OomScoreAdj, "", plugin)?;
             self.oom_score_adj = Some(score.value);
             self.container.linux.get_or_insert_default().oom_score_adj = Some(score);
+        }
+        if let Some(io) = linux.io_priority {
+            scheduling::io(&io).map_err(|why| format!("io_priority: {why}"))?;
+            self.owners.claim(Field::IoPriority, "", plugin)?;
+            self.container.linux.get_or_insert_default().io_priority = Some(io);
+            self.io_priority = Some(io);
+        }
+        if let Some(cpu) = linux.scheduler {
+            scheduling::cpu(&cpu).map_err(|why| format!("scheduler: {why}"))?;
+            self.owners.claim(Field::Scheduler, "", plugin)?;
+            self.container.linux.get_or_insert_default().scheduler = Some(cpu.clone());
+            self.scheduler = Some(cpu);
+        }
+        if let Some(memory) = linux.memory_policy {
+            scheduling::memory(&memory).map_err(|why| format!("memory_policy: {why}"))?;
+            self.owners.claim(Field::MemoryPolicy, "", plugin)?;
+            self.memory_policy = Some(memory);
+        }
+        Ok(())
+    }
+
+    fn net_devices(
+        &mut self,
+        plugin: &str,
+        devices: BTreeMap<String, nri::LinuxNetDevice>,
+    ) -> Result<(), String> {
+        for name in devices.keys().filter_map(|name| removed(name)) {
+            self.owners.clear(Field::NetDevices, name);
+            let shown = self.container.linux.get_or_insert_default();
+            shown.net_devices.remove(name);
+            self.net_devices.remove(name);
+        }
+        for (name, device) in devices {
+            if removed(&name).is_some() {
+                continue;
+            }
+            NetDevice::new(&name, &device.name).map_err(|why| format!("net_devices: {why}"))?;
+            self.owners.claim(Field::NetDevices, &name, plugin)?;
+            let shown = self.container.linux.get_or_insert_default();
+            shown.net_devices.insert(name.clone(), device.clone());
+            self.net_devices.insert(name, device);
         }
         Ok(())
     }
@@ -221,7 +280,30 @@ impl Adjustments {
             && self.cdi_devices.is_empty()
             && self.rlimits.is_empty()
             && self.oom_score_adj.is_none()
+            && self.io_priority.is_none()
+            && self.scheduler.is_none()
+            && self.memory_policy.is_none()
+            && self.net_devices.is_empty()
             && self.resources == nri::LinuxResources::default()
+    }
+
+    fn shown_linux(&self) -> nri::LinuxContainerAdjustment {
+        let devices = self.devices.iter().map(|(path, device)| {
+            device.clone().unwrap_or_else(|| nri::LinuxDevice {
+                path: format!("-{path}"),
+                ..nri::LinuxDevice::default()
+            })
+        });
+        nri::LinuxContainerAdjustment {
+            devices: devices.collect(),
+            resources: Some(self.resources.clone()),
+            oom_score_adj: self.oom_score_adj.map(|value| nri::OptionalInt64 { value }),
+            io_priority: self.io_priority,
+            scheduler: self.scheduler.clone(),
+            memory_policy: self.memory_policy.clone(),
+            net_devices: self.net_devices.clone(),
+            ..nri::LinuxContainerAdjustment::default()
+        }
     }
 
     /// All of it, as validators see it.
@@ -245,24 +327,13 @@ impl Adjustments {
                 ..nri::Mount::default()
             })
         });
-        let devices = self.devices.iter().map(|(path, device)| {
-            device.clone().unwrap_or_else(|| nri::LinuxDevice {
-                path: mark(path),
-                ..nri::LinuxDevice::default()
-            })
-        });
         let cdi = self.cdi_devices.iter();
         nri::ContainerAdjustment {
             annotations: annotations.collect(),
             mounts: mounts.collect(),
             env: env.collect(),
             hooks: None,
-            linux: Some(nri::LinuxContainerAdjustment {
-                devices: devices.collect(),
-                resources: Some(self.resources.clone()),
-                oom_score_adj: self.oom_score_adj.map(|value| nri::OptionalInt64 { value }),
-                ..nri::LinuxContainerAdjustment::default()
-            }),
+            linux: Some(self.shown_linux()),
             rlimits: self.rlimits.values().cloned().collect(),
             cdi_devices: cdi
                 .map(|name| nri::CdiDevice { name: name.clone() })

@@ -9,11 +9,12 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use coracle_lifecycle::{
-    Adjusted, Annotations, ContainerRecord, DeviceConfig, MountConfig, Propagation,
+    Adjusted, Annotations, ContainerRecord, DeviceConfig, MountConfig, NetDevice, Propagation,
 };
 use coracle_proto::nri::v1 as nri;
+use coracle_spec::Scheduling;
 
-use super::adjust::{Adjustments, merge_limits};
+use super::adjust::{Adjustments, merge_limits, scheduling};
 use super::convert::to_rlimit;
 use super::owners::Field;
 
@@ -41,15 +42,11 @@ pub fn adjusted(
     let (resources, pids) = merge_limits(&config.resources, &adjustments.resources)
         .map_err(|why| format!("{plugins}: {why}"))?;
     config.resources = resources;
-    if let Some(score) = adjustments.oom_score_adj {
-        if !(-1000..=1000).contains(&score) {
-            let plugin = adjustments.owners.of(Field::OomScoreAdj, "");
-            return Err(format!(
-                "plugin {plugin}: oom_score_adj: {score} is not between -1000 and 1000"
-            ));
-        }
+    if let Some(score) = oom_score(adjustments)? {
         config.resources.oom_score_adj = score;
     }
+    let scheduling = scheduling(adjustments)?;
+    let net_devices = adjustments.net_devices.iter();
     let env = adjustments.env.iter();
     let rlimits = adjustments.rlimits.values().map(to_rlimit);
     Ok(Adjusted {
@@ -61,6 +58,32 @@ pub fn adjusted(
             .collect(),
         rlimits: rlimits.collect::<Result<_, _>>()?,
         pids,
+        scheduling,
+        net_devices: net_devices
+            .map(|(name, device)| NetDevice::new(name, &device.name))
+            .collect::<Result<_, _>>()?,
+    })
+}
+
+fn oom_score(adjustments: &Adjustments) -> Result<Option<i64>, String> {
+    match adjustments.oom_score_adj {
+        Some(score) if !(-1000..=1000).contains(&score) => {
+            let plugin = adjustments.owners.of(Field::OomScoreAdj, "");
+            Err(format!(
+                "plugin {plugin}: oom_score_adj: {score} is not between -1000 and 1000"
+            ))
+        }
+        score => Ok(score),
+    }
+}
+
+fn scheduling(adjustments: &Adjustments) -> Result<Scheduling, String> {
+    let (cpu, io) = (&adjustments.scheduler, &adjustments.io_priority);
+    let memory = &adjustments.memory_policy;
+    Ok(Scheduling {
+        cpu: cpu.as_ref().map(scheduling::cpu).transpose()?,
+        io: io.as_ref().map(scheduling::io).transpose()?,
+        memory: memory.as_ref().map(scheduling::memory).transpose()?,
     })
 }
 

@@ -59,7 +59,7 @@ pub fn container(pod: &PodRecord, record: &ContainerRecord) -> nri::Container {
     let env = plan.env.iter();
     let rlimits = match &plan.payload {
         Payload::Linux(linux) => linux.jail.rlimits.iter().filter_map(rlimit).collect(),
-        Payload::Wasm(_) => Vec::new(),
+        Payload::Wasm(wasm) => wasm.rlimits.iter().filter_map(rlimit).collect(),
     };
     let cdi = config.cdi_devices.iter();
     nri::Container {
@@ -120,6 +120,7 @@ fn linux(record: &ContainerRecord) -> nri::LinuxContainer {
             value: requested.oom_score_adj,
         }),
         cgroups_path: record.plan.cgroup.clone(),
+        ..nri::LinuxContainer::default()
     }
 }
 

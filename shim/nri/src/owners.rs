@@ -46,6 +46,14 @@ pub enum Field {
     OomScoreAdj = 29,
     /// By resource.
     Rlimits = 30,
+    /// I/O priority.
+    IoPriority = 31,
+    /// By name on the node.
+    NetDevices = 35,
+    /// CPU policy.
+    Scheduler = 36,
+    /// Memory policy.
+    MemoryPolicy = 40,
 }
 
 impl Field {
@@ -60,6 +68,10 @@ impl Field {
             Field::Args => "args",
             Field::Rlimits => "rlimits",
             Field::OomScoreAdj => "oom_score_adj",
+            Field::IoPriority => "io_priority",
+            Field::NetDevices => "net_devices",
+            Field::Scheduler => "scheduler",
+            Field::MemoryPolicy => "memory_policy",
             _ => "resources",
         }
     }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use coracle_images::Images;
-use coracle_lifecycle::{ContainerKind, ContainerState, Handler, Pods};
+use coracle_lifecycle::{ContainerKind, ContainerState, Handler, HostCounts, Pods};
 use coracle_metrics::listener::Chunks;
 use coracle_metrics::{Family, Format, Kind, Metric, Text, Value};
 
@@ -52,6 +52,37 @@ const STORE: Family = Family {
 const STORE_FREE: Family = Family {
     name: "coracle_store_free_bytes",
     help: "Free space of the file system that holds images and writable layers.",
+    kind: Kind::Gauge,
+    labels: &[],
+};
+
+const COMPILED: Family = Family {
+    name: "coracle_compiled_bytes",
+    help: "Disk space of compiled code.",
+    kind: Kind::Gauge,
+    labels: &[],
+};
+const CACHE_REQUESTS: Family = Family {
+    name: "coracle_compile_cache_requests_total",
+    help: "Requests for the compiled code of a module, by whether it was there.",
+    kind: Kind::Counter,
+    labels: &["result"],
+};
+const COMPILATIONS: Family = Family {
+    name: "coracle_compilations_total",
+    help: "Compilations of modules, by result.",
+    kind: Kind::Counter,
+    labels: &["result"],
+};
+const SPAWNER_RESTARTS: Family = Family {
+    name: "coracle_spawner_restarts_total",
+    help: "Spawners that were started in place of one that was gone.",
+    kind: Kind::Counter,
+    labels: &[],
+};
+const QUARANTINED: Family = Family {
+    name: "coracle_quarantined_records",
+    help: "Damaged records that were moved aside and lie there.",
     kind: Kind::Gauge,
     labels: &[],
 };
@@ -105,6 +136,7 @@ impl Daemon {
             metric.write(&mut text);
         }
         write_images(&self.images, &mut text);
+        write_host(&self.pods.counts(), &mut text);
         process::write(&mut text);
         text.end();
         text.take()
@@ -152,6 +184,28 @@ fn write_counts(family: &Family, counts: &BTreeMap<[&str; 2], u64>, text: &mut T
     text.family(family);
     for (labels, count) in counts {
         text.sample(family, labels, Value::Whole(*count));
+    }
+}
+
+/// Blocks for a list of one small directory.
+fn write_host(counts: &HostCounts, text: &mut Text) {
+    let quarantined = std::fs::read_dir(&counts.quarantine).map_or(0, Iterator::count);
+    for (family, value) in [
+        (&COMPILED, counts.compiled_bytes),
+        (&SPAWNER_RESTARTS, counts.spawner_restarts),
+        (&QUARANTINED, u64::try_from(quarantined).unwrap_or(u64::MAX)),
+    ] {
+        text.family(family);
+        text.sample(family, &[], Value::Whole(value));
+    }
+    for (family, by_result) in [
+        (&CACHE_REQUESTS, &counts.cache_requests[..]),
+        (&COMPILATIONS, &counts.compilations[..]),
+    ] {
+        text.family(family);
+        for (result, value) in by_result {
+            text.sample(family, &[*result], Value::Whole(*value));
+        }
     }
 }
 

@@ -12,7 +12,8 @@ use crate::scratch::Scratch;
 pub struct Options {
     /// The binary; the one built beside the tests unless set.
     pub binary: Option<PathBuf>,
-    /// TOML appended to the configuration: whole tables, not ones that the harness writes itself.
+    /// TOML appended to the configuration: whole tables, not ones that the harness writes itself. `@scratch@` stands for the
+    /// scratch's directory.
     pub config: String,
     /// Lines of `[images]`.
     pub images: String,
@@ -86,7 +87,7 @@ impl Options {
             prefix = scratch.interface_prefix(),
             ids = scratch.host_ids(self.many_pods),
             sandbox = self.sandbox,
-            extra = self.config,
+            extra = self.config.replace("@scratch@", &dir.to_string()),
         )
     }
 }

@@ -3,6 +3,7 @@
 //! All run on containerd + runc as well (`CORACLE_TEST_PEER=containerd`), which proves the tests; what Debian's containerd
 //! is too old for is marked by [`shell::on_peer`].
 
+pub mod cdi;
 mod devices;
 mod files;
 mod mixed_pods;

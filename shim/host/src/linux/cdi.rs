@@ -2,21 +2,23 @@
 //!
 //! Called by [`super`]. Source: the Container Device Interface specification 0.3 to 1.1. Specifications are files of
 //! root, usually in `/etc/cdi` and `/var/run/cdi`, written by device plugins and DRA drivers.
-//! Invariants: a name that cannot be resolved is refused; an edit that is not implemented (a hook, which is a program
-//! run on the host as root; network devices; RDT) is refused, never left out; the later directory wins.
+//! Invariants: a name that cannot be resolved is refused; an edit that is not implemented (RDT)
+//! and a hook that the operator has not listed is refused, never left out; the later directory wins.
 //! Must not know: who requests a device, CRI.
 
 mod document;
+mod hooks;
 mod listing;
 
 use std::path::{Path, PathBuf};
 
-use coracle_lifecycle::Error;
-use coracle_spec::{Device, DeviceKind, Mount, MountPropagation};
+use coracle_lifecycle::{Error, NetDevice};
+use coracle_spec::{Device, DeviceKind, Hook, Mount, MountPropagation};
 
 use self::document::{Edits, MountEdit, Node};
 pub use self::listing::{CdiDevice, CdiListing, cdi_devices};
-use super::devices::{Grant, device_target, one};
+use super::devices::{Grant, Owner, device_target, one};
+use crate::config::DeviceSettings;
 use crate::errors::invalid;
 use crate::mounts::clean_target;
 use crate::paths::{Lookup, Missing};
@@ -30,29 +32,35 @@ pub(crate) struct Additions {
     pub mounts: Vec<Mount>,
     /// Supplementary groups.
     pub groups: Vec<u32>,
+    /// Programs of the node that run before it.
+    pub hooks: Vec<Hook>,
+    /// Network devices of the node that its pod gets.
+    pub net_devices: Vec<NetDevice>,
     /// Device nodes.
     pub(super) grants: Vec<Grant>,
 }
 
-/// The edits of all devices with these names (`vendor.com/class=name`), by the specifications in `directories`, of which
-/// the later one wins. Errors: Invalid, naming the device and what is wrong with it.
+/// The edits of all devices with these names (`vendor.com/class=name`), by the specifications in the directories of
+/// `settings`, of which the later one wins; nodes belong to `owner` where a specification does not say. Errors: Invalid, naming the device and what is wrong with it.
 pub(super) fn additions(
     names: &[String],
-    directories: &[PathBuf],
+    settings: &DeviceSettings,
+    owner: Owner,
     lookup: &Lookup<'_>,
 ) -> Result<Additions, Error> {
     if names.is_empty() {
         return Ok(Additions::default());
     }
-    from(names, directories, lookup)
+    from(names, settings, owner, lookup)
 }
 
 fn from(
     names: &[String],
-    directories: &[PathBuf],
+    settings: &DeviceSettings,
+    owner: Owner,
     lookup: &Lookup<'_>,
 ) -> Result<Additions, Error> {
-    let read = document::read_all(directories, lookup);
+    let read = document::read_all(&settings.cdi_spec_dirs, lookup);
     let mut additions = Additions::default();
     let mut applied: Vec<&Path> = Vec::new();
     for name in names {
@@ -61,11 +69,15 @@ fn from(
         let document = read.find(kind, device).map_err(refused)?;
         // The edits for all devices of a specification are applied once.
         if !applied.contains(&document.path.as_path()) {
-            additions.apply(&document.edits, lookup).map_err(refused)?;
+            additions
+                .apply(&document.edits, settings, owner, lookup)
+                .map_err(refused)?;
             applied.push(&document.path);
         }
         if let Some(edits) = document.device(device) {
-            additions.apply(edits, lookup).map_err(refused)?;
+            additions
+                .apply(edits, settings, owner, lookup)
+                .map_err(refused)?;
         }
     }
     Ok(additions)
@@ -86,17 +98,26 @@ fn split(name: &str) -> Result<(&str, &str), String> {
 }
 
 impl Additions {
-    fn apply(&mut self, edits: &Edits, lookup: &Lookup<'_>) -> Result<(), String> {
-        if let Some(hook) = edits.hooks.first() {
-            return Err(format!(
-                "its specification wants the program {:?} run on the host, which this runtime never does",
-                hook.path
-            ));
+    fn apply(
+        &mut self,
+        edits: &Edits,
+        settings: &DeviceSettings,
+        owner: Owner,
+        lookup: &Lookup<'_>,
+    ) -> Result<(), String> {
+        for hook in &edits.hooks {
+            let listed = &settings.cdi_hooks;
+            self.hooks.push(hooks::allowed(hook, listed, lookup)?);
         }
-        if !edits.net_devices.is_empty() || edits.intel_rdt.is_some() {
-            return Err(
-                "its specification wants network devices or RDT, which are not built".to_owned(),
-            );
+        if self.hooks.len() > hooks::MOST {
+            return Err(format!("there are more than {} hooks", hooks::MOST));
+        }
+        if edits.intel_rdt.is_some() {
+            return Err("its specification wants RDT, which is not built".to_owned());
+        }
+        for edit in &edits.net_devices {
+            let device = NetDevice::new(&edit.host_interface_name, &edit.name)?;
+            self.net_devices.push(device);
         }
         for entry in &edits.env {
             let (name, value) = entry
@@ -105,7 +126,7 @@ impl Additions {
             self.env.push((name.to_owned(), value.to_owned()));
         }
         for node in &edits.device_nodes {
-            self.grants.push(grant(node, lookup)?);
+            self.grants.push(grant(node, owner, lookup)?);
         }
         for mount in &edits.mounts {
             self.mounts.push(bind(mount, lookup)?);
@@ -117,7 +138,7 @@ impl Additions {
     }
 }
 
-fn grant(node: &Node, lookup: &Lookup<'_>) -> Result<Grant, String> {
+fn grant(node: &Node, owner: Owner, lookup: &Lookup<'_>) -> Result<Grant, String> {
     let named = |why: String| format!("its node {:?}: {why}", node.path);
     let target = device_target(&node.path).map_err(named)?;
     let host = node.host_path.as_deref().unwrap_or(&node.path);
@@ -127,6 +148,7 @@ fn grant(node: &Node, lookup: &Lookup<'_>) -> Result<Grant, String> {
     let device = match (lookup.resolve(Path::new(host)), numbers(node)) {
         (Ok(found), stated) => {
             let device = one(&found.path, &target, &found.metadata).map_err(named)?;
+            let device = owner.owns(device);
             let actual = (device.kind, device.major, device.minor);
             if stated.is_some_and(|stated| stated != actual) {
                 return Err(named(

@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
 use coracle_cgroup::{DeviceClass, DeviceRule};
-use coracle_lifecycle::{DeviceConfig, Error};
+use coracle_lifecycle::{ContainerConfig, DeviceConfig, Error};
 use coracle_spec::{Device, DeviceKind};
 
 use crate::errors::invalid;
@@ -49,10 +49,41 @@ pub(super) struct Grant {
     pub permissions: String,
 }
 
+/// The user and group that devices belong to; those of the host's node where one is not given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Owner {
+    /// The user, as the container sees it.
+    pub uid: Option<u32>,
+    /// The group, as the container sees it.
+    pub gid: Option<u32>,
+}
+
+impl Owner {
+    /// Those that a container's security context names. Source: containerd's
+    /// `device_ownership_from_security_context`.
+    pub(super) fn of(config: &ContainerConfig) -> Self {
+        let id = |id: Option<i64>| id.and_then(|id| u32::try_from(id).ok());
+        Self {
+            uid: id(config.user.uid),
+            gid: id(config.user.gid),
+        }
+    }
+
+    /// The device with this owner.
+    pub(super) fn owns(self, device: Device) -> Device {
+        Device {
+            uid: self.uid.unwrap_or(device.uid),
+            gid: self.gid.unwrap_or(device.gid),
+            ..device
+        }
+    }
+}
+
 /// The devices that CRI requests.
 /// Errors: Invalid, naming the path and what is wrong with it.
 pub(super) fn requested(
     configs: &[DeviceConfig],
+    owner: Owner,
     lookup: &Lookup<'_>,
 ) -> Result<Vec<Grant>, Error> {
     let mut grants = Vec::new();
@@ -75,7 +106,7 @@ pub(super) fn requested(
             return Err(refused("the directory holds no device".to_owned()));
         }
         grants.extend(found.into_iter().map(|device| Grant {
-            device,
+            device: owner.owns(device),
             permissions: config.permissions.clone(),
         }));
     }
@@ -283,7 +314,7 @@ mod tests {
     }
 
     fn requested(configs: &[DeviceConfig]) -> Result<Vec<Grant>, Error> {
-        crate::paths::with_lookup(|lookup| super::requested(configs, lookup))
+        crate::paths::with_lookup(|lookup| super::requested(configs, Owner::default(), lookup))
     }
 
     fn of_host(dev: &Path) -> Result<Vec<Grant>, Error> {

@@ -55,8 +55,9 @@ impl Fixture {
 
     fn plan(&self, config: &ContainerConfig) -> Result<(LinuxPlan, Vec<Mount>), Error> {
         let mut mounts = Vec::new();
-        let hardware =
-            super::super::paths::with_lookup(|lookup| Hardware::find(config, &[], lookup))?;
+        let hardware = super::super::paths::with_lookup(|lookup| {
+            Hardware::find(config, &DeviceSettings::default(), lookup)
+        })?;
         let subject = Subject {
             rlimits: Vec::new(),
             pids_limit: 1000,

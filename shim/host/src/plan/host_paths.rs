@@ -61,8 +61,8 @@ impl Host {
                 .collect();
             format!("look at the node's devices {}", names.join(", "))
         };
-        let dirs = self.config.live.get().cdi_spec_dirs.clone();
-        let find = move |lookup: &Lookup<'_>| Hardware::find(&config, &dirs, lookup);
+        let settings = self.config.live.get().devices.clone();
+        let find = move |lookup: &Lookup<'_>| Hardware::find(&config, &settings, lookup);
         self.paths.run(what, find).await
     }
 }

@@ -260,7 +260,7 @@ async fn adjust(
         record.requested = Some(Box::new((*record.config).clone()));
         record.config = config;
     }
-    adjusted.apply(&mut plan).map_err(unmet)?;
+    adjusted.apply(pod, &mut plan).map_err(unmet)?;
     record.plan = Arc::new(plan);
     Ok(record)
 }

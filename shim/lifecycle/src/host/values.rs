@@ -64,6 +64,23 @@ pub struct KeeperEngine {
     pub pid: i32,
 }
 
+/// What the host counted, since the daemon's start where it is no amount.
+#[derive(Clone, Debug, Default)]
+pub struct HostCounts {
+    /// Bytes of compiled code on the disk.
+    pub compiled_bytes: u64,
+    /// Files of it.
+    pub compiled_files: u64,
+    /// Requests for compiled code by result: it was there, it was not.
+    pub cache_requests: [(&'static str, u64); 2],
+    /// Compilations by result.
+    pub compilations: [(&'static str, u64); 4],
+    /// Spawners that were started in place of one that was gone.
+    pub spawner_restarts: u64,
+    /// Where damaged records lie that were moved aside.
+    pub quarantine: PathBuf,
+}
+
 /// A container that runs.
 pub struct Started {
     /// Its first process.

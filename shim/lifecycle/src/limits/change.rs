@@ -106,6 +106,7 @@ mod tests {
                 server: None,
                 diagnosis: Default::default(),
                 wasi_p3: false,
+                rlimits: Vec::new(),
             }),
         }
     }

@@ -13,6 +13,10 @@ fn plan() -> Plan {
     serde_json::from_str(text).unwrap()
 }
 
+fn pod() -> PodRecord {
+    serde_json::from_str(include_str!("../../fuzz/pod-record/p-818")).unwrap()
+}
+
 fn nothing() -> Adjusted {
     Adjusted {
         plugins: "10-test".to_owned(),
@@ -21,6 +25,8 @@ fn nothing() -> Adjusted {
         env: Vec::new(),
         rlimits: Vec::new(),
         pids: None,
+        scheduling: Scheduling::default(),
+        net_devices: Vec::new(),
     }
 }
 
@@ -41,10 +47,29 @@ fn variables_are_set_replaced_and_removed_and_arguments_replaced() {
         ],
         ..nothing()
     };
-    adjusted.apply(&mut plan).unwrap();
+    adjusted.apply(&pod(), &mut plan).unwrap();
     assert_eq!(plan.args, ["/c"]);
     let expected = [("B", "3"), ("C", "")].map(|(name, value)| (name.to_owned(), value.to_owned()));
     assert_eq!(plan.env, expected);
+}
+
+#[test]
+fn limits_of_an_instances_process_are_in_its_plan() {
+    let mut plan = plan();
+    let limit = ResourceLimit {
+        resource: 7,
+        soft: 1,
+        hard: 1,
+    };
+    let adjusted = Adjusted {
+        rlimits: vec![limit.clone()],
+        ..nothing()
+    };
+    adjusted.apply(&pod(), &mut plan).unwrap();
+    let Payload::Wasm(wasm) = plan.payload else {
+        panic!()
+    };
+    assert_eq!(wasm.rlimits, [limit]);
 }
 
 #[test]
@@ -88,15 +113,18 @@ fn what_no_process_can_be_given_is_refused() {
             ..nothing()
         },
         Adjusted {
-            rlimits: vec![ResourceLimit {
-                resource: 7,
-                soft: 1,
-                hard: 1,
-            }],
+            net_devices: vec![NetDevice::default()],
+            ..nothing()
+        },
+        Adjusted {
+            scheduling: Scheduling {
+                io: Some(coracle_spec::IoPriority::default()),
+                ..Scheduling::default()
+            },
             ..nothing()
         },
     ] {
-        let refused = adjusted.apply(&mut plan());
+        let refused = adjusted.apply(&pod(), &mut plan());
         assert_eq!(refused.map_err(|error| error.kind()), Err(Kind::Invalid));
     }
 }

@@ -24,9 +24,9 @@ use tokio::sync::{Semaphore, oneshot};
 use crate::scratch::Scratch;
 use crate::{
     AttachConfig, ContainerConfig, ContainerKind, ContainerUsage, ContainerView, CreatedSandbox,
-    Details, EffectFuture, Error, ExecConfig, ExecOutput, HandlerSettings, Host, KeeperEngine,
-    Kind, Layout, Measured, Owned, Plan, PodRecord, PodUsage, PodView, SandboxConfig, StartRequest,
-    Started, Swept, Syncer,
+    Details, EffectFuture, Error, ExecConfig, ExecOutput, HandlerSettings, Host, HostCounts,
+    KeeperEngine, Kind, Layout, Measured, Owned, Plan, PodRecord, PodUsage, PodView, SandboxConfig,
+    StartRequest, Started, Swept, Syncer,
 };
 
 /// The host.
@@ -97,8 +97,8 @@ impl Host for World {
         u64::MAX
     }
 
-    fn compiled_code(&self) -> (u64, u64) {
-        (0, 0)
+    fn counts(&self) -> HostCounts {
+        HostCounts::default()
     }
 
     fn cgroup_parent(&self, requested: &str, pod: &PodId) -> Result<String, Error> {

@@ -45,6 +45,9 @@ impl Rules<'_> {
                 self.check_field(field)?;
             }
         }
+        if self.is_wasm {
+            adjust.rlimits.iter().try_for_each(fits_instances)?;
+        }
         let linux = adjust.linux.as_ref();
         let limits = linux.and_then(|linux| linux.resources.as_ref());
         match limits {
@@ -61,11 +64,17 @@ impl Rules<'_> {
             return Err(format!("{field}: the operator refuses it (nri.reject)"));
         }
         match field {
-            "devices" | "cdi_devices" | "rlimits" if self.is_wasm => Err(format!(
-                "{field}: the container is WebAssembly, which has none"
-            )),
+            "devices" | "cdi_devices" | "net_devices" | "io_priority" | "scheduler"
+            | "memory_policy"
+                if self.is_wasm =>
+            {
+                Err(format!(
+                    "{field}: the container is WebAssembly, which has none"
+                ))
+            }
             "annotations" | "mounts" | "env" | "args" | "rlimits" | "cdi_devices" | "devices"
-            | "resources" | "oom_score_adj" | "updates" => Ok(()),
+            | "resources" | "oom_score_adj" | "updates" | "net_devices" | "io_priority"
+            | "scheduler" | "memory_policy" => Ok(()),
             _ => Err(format!("{field}: this runtime does not adjust it")),
         }
     }
@@ -76,6 +85,18 @@ impl Rules<'_> {
             true => Ok(()),
             false => self.check_field("updates"),
         }
+    }
+}
+
+/// Errors: a limit that the process of an instance cannot have.
+fn fits_instances(limit: &nri::PosixRlimit) -> Result<(), String> {
+    let name = limit.r#type.trim_start_matches("RLIMIT_");
+    match name {
+        "NOFILE" | "FSIZE" | "CORE" => Ok(()),
+        _ => Err(format!(
+            "rlimits: {}: the container is WebAssembly, whose process has NOFILE, FSIZE and CORE to limit",
+            limit.r#type
+        )),
     }
 }
 

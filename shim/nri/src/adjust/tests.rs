@@ -166,7 +166,6 @@ fn what_is_not_built_is_refused_by_its_name() {
             "cgroups_path",
             linux(|linux| linux.cgroups_path = "/x".to_owned()),
         ),
-        ("io_priority", linux(|linux| linux.io_priority = present())),
         ("seccomp", linux(|linux| linux.seccomp_policy = present())),
         (
             "namespaces",
@@ -176,16 +175,7 @@ fn what_is_not_built_is_refused_by_its_name() {
             "sysctl",
             linux(|linux| drop(linux.sysctl.insert("a".to_owned(), "b".to_owned()))),
         ),
-        (
-            "net_devices",
-            linux(|linux| linux.net_devices = [("a".to_owned(), nri::Present {})].into()),
-        ),
-        ("scheduler", linux(|linux| linux.scheduler = present())),
         ("rdt", linux(|linux| linux.rdt = present())),
-        (
-            "memory_policy",
-            linux(|linux| linux.memory_policy = present()),
-        ),
         (
             "resources: this runtime does not set blockio_class",
             limits(|limits| limits.blockio_class = text()),
@@ -201,6 +191,98 @@ fn what_is_not_built_is_refused_by_its_name() {
     ] {
         let refused = adjustments().add("10-a", adjust, &OPEN).unwrap_err();
         assert!(refused.starts_with(name), "{name}: {refused}");
+    }
+}
+
+fn net_device(on_node: &str, in_pod: &str) -> nri::ContainerAdjustment {
+    let device = nri::LinuxNetDevice {
+        name: in_pod.to_owned(),
+    };
+    linux(|linux| linux.net_devices = [(on_node.to_owned(), device)].into())
+}
+
+fn io(class: i32) -> nri::ContainerAdjustment {
+    linux(|linux| linux.io_priority = Some(nri::LinuxIoPriority { class, priority: 0 }))
+}
+
+fn cpu(policy: i32) -> nri::ContainerAdjustment {
+    let scheduler = nri::LinuxScheduler {
+        policy,
+        ..nri::LinuxScheduler::default()
+    };
+    linux(|linux| linux.scheduler = Some(scheduler))
+}
+
+fn bind_memory(nodes: &str) -> nri::ContainerAdjustment {
+    let policy = nri::LinuxMemoryPolicy {
+        mode: 2,
+        nodes: nodes.to_owned(),
+        flags: Vec::new(),
+    };
+    linux(|linux| linux.memory_policy = Some(policy))
+}
+
+#[test]
+fn scheduling_and_network_devices_have_one_owner_and_are_shown() {
+    for (good, bad, name) in [
+        (io(3), io(9), "io_priority"),
+        (cpu(4), cpu(5), "scheduler"),
+        (bind_memory("0"), bind_memory("x"), "memory_policy"),
+        (net_device("e", "f"), net_device("e", "a/b"), "net_devices"),
+    ] {
+        let mut all = adjustments();
+        assert!(all.is_empty());
+        all.add("10-a", good.clone(), &OPEN).unwrap();
+        assert!(!all.is_empty());
+        let refused = all.add("11-b", good.clone(), &OPEN).unwrap_err();
+        assert!(
+            refused.starts_with(name) && refused.contains("10-a"),
+            "{refused}"
+        );
+        assert_eq!(all.shown().linux, {
+            let mut shown = good.linux.clone().unwrap();
+            shown.resources = Some(nri::LinuxResources::default());
+            Some(shown)
+        });
+        let refused = adjustments().add("10-a", bad, &OPEN).unwrap_err();
+        assert!(refused.starts_with(name), "{refused}");
+        let wasm = Rules {
+            is_wasm: true,
+            ..OPEN
+        };
+        let refused = adjustments().add("10-a", good, &wasm).unwrap_err();
+        assert!(refused.starts_with(name), "{refused}");
+    }
+    let mut all = adjustments();
+    all.add("10-a", net_device("e", "f"), &OPEN).unwrap();
+    all.add("11-b", net_device("-e", ""), &OPEN).unwrap();
+    all.add("12-c", net_device("e", "g"), &OPEN).unwrap();
+    assert_eq!(all.net_devices["e"].name, "g");
+}
+
+#[test]
+fn a_webassembly_container_has_three_limits_of_its_process() {
+    let limit = |name: &str| nri::ContainerAdjustment {
+        rlimits: vec![nri::PosixRlimit {
+            r#type: format!("RLIMIT_{name}"),
+            hard: 4,
+            soft: 4,
+        }],
+        ..nri::ContainerAdjustment::default()
+    };
+    let wasm = Rules {
+        is_wasm: true,
+        ..OPEN
+    };
+    for (name, is_good) in [
+        ("NOFILE", true),
+        ("FSIZE", true),
+        ("CORE", true),
+        ("AS", false),
+    ] {
+        let added = adjustments().add("10-a", limit(name), &wasm);
+        assert_eq!(added.is_ok(), is_good, "{added:?}");
+        adjustments().add("10-a", limit(name), &OPEN).unwrap();
     }
 }
 

@@ -8,7 +8,10 @@ use super::shell::{daemon, images, on_peer, program, run, sh};
 use crate::site::{Pod, failing_daemon, tool};
 
 /// Starts what cannot start; gives the refusal's text and the container's status.
-async fn start_failing(pod: &Pod, config: &cri::ContainerConfig) -> (String, cri::ContainerStatus) {
+pub async fn start_failing(
+    pod: &Pod,
+    config: &cri::ContainerConfig,
+) -> (String, cri::ContainerStatus) {
     let id = pod.create(config).await.unwrap();
     let refusal = pod
         .cri

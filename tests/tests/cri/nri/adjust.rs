@@ -4,6 +4,7 @@ use tonic::Code;
 
 use super::plugin::Plugin;
 use super::plugins;
+use crate::linux::cdi::Interface;
 use crate::linux::shell::{self, host_dir, program, run, sh};
 use crate::site::{Pod, daemon_with, refused, tool};
 use coracle_tests::client::container;
@@ -107,6 +108,94 @@ async fn a_linux_container_gets_devices_limits_of_its_process_and_of_its_cgroup_
     daemon.finish().await.unwrap();
 }
 
+#[tokio::test]
+async fn a_linux_container_is_scheduled_as_a_plugin_says_and_so_are_its_execs() {
+    let daemon = shell::daemon_with(plugins()).await;
+    let adjust = r#"{"linux": {"ioPriority": {"class": "IOPRIO_CLASS_BE", "priority": 6},
+        "scheduler": {"policy": "SCHED_BATCH", "nice": 7, "flags": ["SCHED_FLAG_RESET_ON_FORK"]},
+        "memoryPolicy": {"mode": "MPOL_BIND", "nodes": "0"}}}"#;
+    let plugin = Plugin::start(&daemon, "scheduler", &["-adjust", adjust]).await;
+    let pod = Pod::run(&daemon, "scheduled").await;
+    let id = pod.start(&sh("c", "exec sleep 4713")).await;
+    let pid = shell::host_pid(&daemon, "sleep 4713");
+    let facts = |pid: i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let fields: Vec<String> = stat
+            .rsplit_once(") ")
+            .unwrap()
+            .1
+            .split(' ')
+            .map(str::to_owned)
+            .collect();
+        // Fields 19 and 41 of proc(5): nice and policy; SCHED_BATCH is 3.
+        (fields[16].clone(), fields[38].clone())
+    };
+    assert_eq!(facts(pid), ("7".to_owned(), "3".to_owned()));
+    let mut ionice = std::process::Command::new("ionice");
+    let shown = ionice.args(["-p", &pid.to_string()]).output().unwrap();
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert_eq!(shown.trim(), "best-effort: prio 6");
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/numa_maps"));
+    // A kernel without NUMA has no such file.
+    assert!(maps.is_err() || maps.unwrap().contains("bind:0"));
+    let request = coracle_proto::runtime::v1::ExecSyncRequest {
+        container_id: id,
+        cmd: vec!["cat".into(), "/proc/self/stat".into()],
+        timeout: 10,
+    };
+    let mut runtime = pod.cri.runtime.clone();
+    let exec = runtime.exec_sync(request).await.unwrap().into_inner();
+    let stat = String::from_utf8_lossy(&exec.stdout).into_owned();
+    let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+    assert_eq!((fields[16], fields[38]), ("7", "3"));
+    drop(plugin);
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_linux_container_gets_a_network_device_of_the_node() {
+    let daemon = shell::daemon_with(plugins()).await;
+    let nic = Interface::new(&daemon);
+    let adjust = format!(
+        r#"{{"linux": {{"netDevices": {{"{}": {{"name": "fast0"}}}}}}}}"#,
+        nic.0
+    );
+    let plugin = Plugin::start(&daemon, "network", &["-adjust", &adjust]).await;
+    let pod = Pod::run(&daemon, "fast").await;
+    let config = sh("c", "cat /sys/class/net/fast0/mtu");
+    run(&daemon, &pod, &config).await.says(&["1400"]);
+    drop(plugin);
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_webassembly_container_gets_limits_of_its_process() {
+    let daemon = daemon_with(plugins()).await;
+    let adjust = r#"{"rlimits": [{"type": "RLIMIT_NOFILE", "hard": "400", "soft": "300"},
+        {"type": "RLIMIT_FSIZE", "hard": "5000", "soft": "5000"}, {"type": "RLIMIT_CORE", "hard": "1", "soft": "1"}]}"#;
+    let plugin = Plugin::start(&daemon, "limits", &["-adjust", adjust]).await;
+    let pod = Pod::run(&daemon, "limited").await;
+    pod.tool(&["sleep"]).await;
+    let pid = plugin
+        .events()
+        .iter()
+        .rev()
+        .find_map(|event| event["container"]["pid"].as_i64())
+        .unwrap();
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let limit = |name: &str| {
+        let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
+        let words: Vec<&str> = line[name.len()..].split_whitespace().collect();
+        (words[0].to_owned(), words[1].to_owned())
+    };
+    let pair = |soft: &str, hard: &str| (soft.to_owned(), hard.to_owned());
+    assert_eq!(limit("Max open files"), pair("300", "400"));
+    assert_eq!(limit("Max file size"), pair("5000", "5000"));
+    assert_eq!(limit("Max core file size"), pair("0", "0"));
+    drop(plugin);
+    daemon.finish().await.unwrap();
+}
+
 /// Each is refused with the plugin's name and the field's, and leaves nothing.
 #[tokio::test]
 async fn an_adjustment_that_cannot_be_made_fails_the_creation_by_name() {
@@ -135,12 +224,17 @@ async fn an_adjustment_that_cannot_be_made_fails_the_creation_by_name() {
             "sysctl",
         ),
         (
-            r#"{"linux": {"scheduler": {"policy": "SCHED_IDLE"}}}"#,
+            r#"{"linux": {"scheduler": {"policy": "SCHED_ISO"}}}"#,
             linux(),
             "scheduler",
         ),
         (
-            r#"{"rlimits": [{"type": "RLIMIT_NOFILE", "hard": "4", "soft": "3"}]}"#,
+            r#"{"linux": {"ioPriority": {"class": "IOPRIO_CLASS_IDLE"}}}"#,
+            wasm(),
+            "io_priority",
+        ),
+        (
+            r#"{"rlimits": [{"type": "RLIMIT_NPROC", "hard": "4", "soft": "3"}]}"#,
             wasm(),
             "rlimits",
         ),

@@ -4,7 +4,6 @@
 //! not found; of two files in one directory with the same device, neither is chosen.
 //! Must not know: what an edit does.
 
-use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
@@ -64,10 +63,10 @@ pub(super) struct Edits {
     pub env: Vec<String>,
     pub device_nodes: Vec<Node>,
     pub mounts: Vec<MountEdit>,
-    pub hooks: Vec<Hook>,
+    pub hooks: Vec<HookEdit>,
     #[serde(rename = "additionalGids")]
     pub additional_gids: Vec<u32>,
-    pub net_devices: Vec<BTreeMap<String, String>>,
+    pub net_devices: Vec<NetDeviceEdit>,
     pub intel_rdt: Option<Rdt>,
 }
 
@@ -102,11 +101,23 @@ pub(super) struct MountEdit {
     pub options: Vec<String>,
 }
 
+/// A network device of the host.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub(super) struct NetDeviceEdit {
+    pub host_interface_name: String,
+    pub name: String,
+}
+
 /// A program of the host.
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct Hook {
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub(super) struct HookEdit {
+    pub hook_name: String,
     pub path: String,
+    pub args: Vec<String>,
+    pub env: Vec<String>,
+    pub timeout: Option<i64>,
 }
 
 impl Document {

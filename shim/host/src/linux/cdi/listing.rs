@@ -7,7 +7,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::{document, from};
+use super::{Owner, document, from};
+use crate::config::DeviceSettings;
 use crate::paths;
 
 /// One device of one specification.
@@ -31,11 +32,11 @@ pub struct CdiListing {
     pub broken: Vec<String>,
 }
 
-/// The devices that the specifications in `directories` have. Blocks on the disk.
+/// The devices that the specifications of `settings` have. Blocks on the disk.
 #[must_use]
-pub fn cdi_devices(directories: &[PathBuf]) -> CdiListing {
+pub fn cdi_devices(settings: &DeviceSettings) -> CdiListing {
     paths::with_lookup(|lookup| {
-        let read = document::read_all(directories, lookup);
+        let read = document::read_all(&settings.cdi_spec_dirs, lookup);
         let problem = |name: &str, path: &PathBuf| {
             let (kind, device) = super::split(name).ok()?;
             match read.find(kind, device) {
@@ -48,7 +49,7 @@ pub fn cdi_devices(directories: &[PathBuf]) -> CdiListing {
             }
         };
         let refusal = |name: &str| {
-            let made = from(&[name.to_owned()], directories, lookup);
+            let made = from(&[name.to_owned()], settings, Owner::default(), lookup);
             made.err().map(|error| error.to_string())
         };
         let devices = read.devices().map(|(name, path)| CdiDevice {

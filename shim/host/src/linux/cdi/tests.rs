@@ -16,13 +16,21 @@ impl Scratch {
     }
 
     fn resolve(&self, names: &[&str]) -> Result<Additions, String> {
+        self.resolve_for(Owner::default(), names)
+    }
+
+    fn settings(&self) -> DeviceSettings {
+        let directories = ["etc", "run", "absent"];
+        DeviceSettings {
+            cdi_spec_dirs: directories.map(|name| self.0.join(name)).to_vec(),
+            ..DeviceSettings::default()
+        }
+    }
+
+    fn resolve_for(&self, owner: Owner, names: &[&str]) -> Result<Additions, String> {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let directories = [
-            self.0.join("etc"),
-            self.0.join("run"),
-            self.0.join("absent"),
-        ];
-        crate::paths::with_lookup(|lookup| from(&names, &directories, lookup))
+        let settings = self.settings();
+        crate::paths::with_lookup(|lookup| from(&names, &settings, owner, lookup))
             .map_err(|error| error.to_string())
     }
 }
@@ -94,6 +102,20 @@ fn devices_add_their_edits_and_the_common_ones_once() {
 }
 
 #[test]
+fn a_node_belongs_to_the_user_unless_its_specification_says_otherwise() {
+    let scratch = Scratch::with_places("owner");
+    let edits = r#"{"deviceNodes": [{"path": "/dev/x", "hostPath": "/dev/null", "gid": 44}]}"#;
+    scratch.put("etc/x.json", json("v.com/x", "x", edits));
+    let owner = Owner {
+        uid: Some(7),
+        gid: Some(8),
+    };
+    let added = scratch.resolve_for(owner, &["v.com/x=x"]).unwrap();
+    let device = &added.grants[0].device;
+    assert_eq!((device.uid, device.gid), (7, 44));
+}
+
+#[test]
 fn the_later_directory_wins_and_two_of_the_same_rank_are_refused() {
     let scratch = Scratch::with_places("rank");
     scratch.put(
@@ -148,11 +170,11 @@ fn edits_that_are_not_implemented_are_refused() {
     let cases = [
         (
             r#"{"hooks": [{"hookName": "createContainer", "path": "/usr/bin/v-hook"}]}"#.to_owned(),
-            "/usr/bin/v-hook",
+            r#"hooks = ["/usr/bin/v-hook"]"#,
         ),
         (
-            r#"{"netDevices": [{"hostInterfaceName": "e", "name": "f"}]}"#.to_owned(),
-            "network devices",
+            r#"{"netDevices": [{"hostInterfaceName": "e", "name": "a/b"}]}"#.to_owned(),
+            "no name of a device",
         ),
         (r#"{"intelRdt": {"closID": "x"}}"#.to_owned(), "RDT"),
         (r#"{"env": ["A"]}"#.to_owned(), "no `=`"),
@@ -191,6 +213,50 @@ fn edits_that_are_not_implemented_are_refused() {
         let text = scratch.resolve(&["v.com/x=x"]).unwrap_err();
         assert!(text.contains(why) && text.contains("v.com/x=x"), "{text}");
     }
+}
+
+#[test]
+fn a_hook_is_what_its_specification_says_and_a_program_of_roots_alone() {
+    let scratch = Scratch::with_places("hooks");
+    scratch.put("hook", "");
+    let path = scratch.0.join("hook");
+    let edits = format!(
+        r#"{{"hooks": [{{"hookName": "createContainer", "path": {path:?}, "args": ["h", "x"], "env": ["A=1"]}}]}}"#
+    );
+    scratch.put("etc/x.json", json("v.com/x", "x", &edits));
+    let settings = DeviceSettings {
+        cdi_hooks: vec![path.clone()],
+        ..scratch.settings()
+    };
+    let resolve = || {
+        let names = ["v.com/x=x".to_owned()];
+        let additions = |lookup: &Lookup<'_>| from(&names, &settings, Owner::default(), lookup);
+        crate::paths::with_lookup(additions).map_err(|error| error.to_string())
+    };
+    let mode = |path: &Path, mode| {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode(&path, 0o644);
+    assert!(resolve().unwrap_err().contains("not an executable"));
+    mode(&path, 0o757);
+    assert!(resolve().unwrap_err().contains("others than root"));
+    mode(&path, 0o755);
+    mode(&scratch.0, 0o777);
+    assert!(resolve().unwrap_err().contains("others than root"));
+    mode(&scratch.0, 0o1777);
+    let hooks = resolve().unwrap().hooks;
+    let [hook] = hooks.as_slice() else {
+        panic!("{hooks:?}")
+    };
+    assert_eq!(
+        (hook.args.as_slice(), hook.timeout_s),
+        (["h", "x"].map(str::to_owned).as_slice(), 10)
+    );
+    assert_eq!(
+        (Path::new(&hook.path), hook.env.as_slice()),
+        (path.as_path(), ["A=1".to_owned()].as_slice())
+    );
 }
 
 #[test]
@@ -247,7 +313,7 @@ fn a_listing_has_every_device_and_says_which_cannot_be_had() {
     scratch.put("etc/hook.json", json("v.com/hook", "x", hook));
     scratch.put("run/gpu.json", json("v.com/gpu", "one", "{}"));
     scratch.put("run/broken.json", "{");
-    let listing = cdi_devices(&[scratch.0.join("etc"), scratch.0.join("run")]);
+    let listing = cdi_devices(&scratch.settings());
     let found: Vec<_> = listing
         .devices
         .iter()

@@ -1,0 +1,29 @@
+//! What this crate's parts count, for metrics.
+//!
+//! Called by: the lifecycle, for scrapes. Invariant: no file is looked at.
+//! Must not know: names of series.
+
+use coracle_lifecycle::HostCounts;
+
+use super::Host;
+
+impl Host {
+    /// The numbers as they are now.
+    pub fn counts(&self) -> HostCounts {
+        let (compiled_bytes, compiled_files) = self.parts.compiler.used();
+        let compiler = self.parts.compiler.counts();
+        HostCounts {
+            compiled_bytes,
+            compiled_files,
+            cache_requests: [("hit", compiler.hits), ("miss", compiler.misses)],
+            compilations: [
+                ("ok", compiler.compiled),
+                ("invalid", compiler.invalid),
+                ("limit", compiler.limited),
+                ("failed", compiler.failed),
+            ],
+            spawner_restarts: self.parts.spawner.restarts(),
+            quarantine: self.layout.quarantine(),
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Which programs of the node a specification may have run.
+//!
+//! Called by [`super`]. Source: the OCI runtime specification, POSIX-platform hooks.
+//! Invariants: a path that the operator has not listed is refused by name, with the line that lists it; a program that
+//! others than root could replace is refused. A pod chooses neither path nor arguments: all of a hook is its specification's.
+//! Must not know: running a hook.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use coracle_spec::Hook;
+
+use super::document::HookEdit;
+use crate::paths::Lookup;
+
+/// The hook that is run.
+const BUILT: &str = "createContainer";
+
+/// How long a hook may take whose specification does not say. Seconds.
+const USUAL_S: u32 = 10;
+
+/// Most hooks of a container.
+pub(super) const MOST: usize = 64;
+
+/// The hook of a specification, if it may run. Errors: why not.
+pub(super) fn allowed(
+    edit: &HookEdit,
+    listed: &[PathBuf],
+    lookup: &Lookup<'_>,
+) -> Result<Hook, String> {
+    let path = Path::new(&edit.path);
+    let named = |why: String| format!("its hook {:?}: {why}", edit.path);
+    if edit.hook_name != BUILT {
+        return Err(named(format!(
+            "it is for {:?}, and only {BUILT} hooks are run",
+            edit.hook_name
+        )));
+    }
+    if !listed.iter().any(|known| known == path) {
+        return Err(named(format!(
+            "it is a program that would run on this node as root, and the operator has not listed it: \
+             add it to cdi.hooks in the configuration, hooks = [{:?}]",
+            edit.path
+        )));
+    }
+    let timeout_s = match edit.timeout {
+        None => USUAL_S,
+        Some(seconds) => u32::try_from(seconds)
+            .ok()
+            .filter(|seconds| *seconds > 0)
+            .ok_or_else(|| named(format!("its timeout is {seconds}, must be above 0")))?,
+    };
+    if let Some(odd) = edit.env.iter().find(|entry| !entry.contains('=')) {
+        return Err(named(format!("its variable {odd:?} has no `=`")));
+    }
+    is_roots_alone(path, lookup).map_err(named)?;
+    Ok(Hook {
+        path: edit.path.clone(),
+        args: edit.args.clone(),
+        env: edit.env.clone(),
+        timeout_s,
+    })
+}
+
+/// Errors: it is no program, or others than root can write it or a directory that leads to it.
+fn is_roots_alone(path: &Path, lookup: &Lookup<'_>) -> Result<(), String> {
+    let found = lookup
+        .resolve(path)
+        .map_err(|error| format!("the node's file cannot be used: {error}"))?;
+    let file = &found.metadata;
+    if !file.is_file() || file.mode() & 0o111 == 0 {
+        return Err("it is not an executable file".to_owned());
+    }
+    let foreign = |facts: &std::fs::Metadata, open: u32| {
+        facts.uid() != 0 || facts.mode() & open & !sticky(facts) != 0
+    };
+    if foreign(file, 0o022) {
+        return Err("others than root can write it".to_owned());
+    }
+    for directory in found.path.ancestors().skip(1) {
+        let facts = std::fs::symlink_metadata(directory)
+            .map_err(|error| format!("{} cannot be looked at: {error}", directory.display()))?;
+        if foreign(&facts, 0o022) {
+            return Err(format!(
+                "others than root can write {}",
+                directory.display()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The permission bits that do not count: in a sticky directory nobody replaces a file of root's.
+fn sticky(facts: &std::fs::Metadata) -> u32 {
+    match facts.is_dir() && facts.mode() & 0o1000 != 0 {
+        true => 0o022,
+        false => 0,
+    }
+}
