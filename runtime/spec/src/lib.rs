@@ -27,7 +27,7 @@ pub mod live;
 mod container;
 
 pub use container::{
-    Capabilities, Cause, CgroupMount, ContainerSpec, Device, DeviceKind, Diagnosis, Exit,
+    Capabilities, Cause, CgroupMount, ContainerSpec, Device, DeviceKind, Diagnosis, Exit, Floor,
     HttpLimits, HttpServer, IdRange, Identity, LinuxJail, LinuxSpec, MAX_CAUSE_BYTES,
     MAX_MESSAGE_BYTES, Mount, MountKind, MountPropagation, PidNamespaceMode, ProcessRow,
     ResourceLimit, Root, SPEC_VERSION, Spawn, Tool, Toolbox, WasmKind, WasmNetwork, WasmSpec,

@@ -17,11 +17,11 @@ use std::path::{Path, PathBuf};
 use coracle_cgroup::{Exposure, Limits};
 use coracle_images::Image;
 use coracle_lifecycle::{
-    ContainerConfig, Error, Kind, LinuxPlan, NamespaceMode, PidNamespaceConfig, PodRecord,
-    SeccompPlan, UserNamespaceConfig, limits,
+    ContainerConfig, Error, HandlerSettings, Kind, LinuxPlan, NamespaceMode, PidNamespaceConfig,
+    PodRecord, SeccompPlan, UserNamespaceConfig, limits,
 };
 use coracle_spec::id::ContainerId;
-use coracle_spec::{Identity, LinuxJail, Mount, PidNamespaceMode, ResourceLimit};
+use coracle_spec::{Floor, Identity, LinuxJail, Mount, PidNamespaceMode, ResourceLimit};
 
 pub use self::capabilities::usual as usual_capabilities;
 use self::cdi::Additions;
@@ -49,8 +49,8 @@ const OPEN_FILES: ResourceLimit = ResourceLimit {
 pub(super) struct Subject<'a> {
     /// The pod's current record.
     pub pod: &'a PodRecord,
-    /// The limits that its handler sets.
-    pub rlimits: Vec<ResourceLimit>,
+    /// What its handler sets.
+    pub handler: HandlerSettings,
     /// Whether the kernel keeps every container from writing the limits of its cgroup.
     pub guards_limits: bool,
     /// The container.
@@ -143,7 +143,8 @@ pub(super) fn plan(
     let volumes = volumes::of_image(&subject.image.config.volumes, mounts)?;
     let grants = &hardware.grants;
     let jail = jail(subject, grants, volumes)?;
-    let exposure = exposure(subject, &jail, &seccomp);
+    let floor = floor(subject, &jail);
+    let exposure = exposure(subject, &jail, &seccomp, floor);
     let own = files::PodFiles {
         pod: subject.pod,
         directory: subject.files,
@@ -153,6 +154,7 @@ pub(super) fn plan(
     Ok(LinuxPlan {
         jail: Box::new(jail),
         seccomp,
+        floor,
         limits: Limits {
             devices: Some(devices::rules(grants, security.privileged)),
             ..limits::linux_limits(&config.resources)
@@ -163,15 +165,34 @@ pub(super) fn plan(
 
 /// What the container can do to its own cgroup: a program that may make a user namespace can write it, unless the kernel
 /// guards the limits itself, or the container's root is not the node's.
-fn exposure(subject: &Subject<'_>, jail: &LinuxJail, seccomp: &SeccompPlan) -> Exposure {
-    let is_admin = jail.capabilities.bounding & capabilities::SYS_ADMIN != 0;
-    let is_filtered = *seccomp == SeccompPlan::Default && !is_admin;
+fn exposure(
+    subject: &Subject<'_>,
+    jail: &LinuxJail,
+    seccomp: &SeccompPlan,
+    floor: Floor,
+) -> Exposure {
+    let is_default = *seccomp == SeccompPlan::Default && !is_admin(jail);
+    let is_filtered = is_default || floor.no_user_namespaces;
     let has_userns = subject.pod.config.userns.is_some();
     match subject.config.security.privileged {
         true => Exposure::Privileged,
         false if subject.guards_limits || is_filtered || has_userns => Exposure::Guarded,
         false => Exposure::Inner,
     }
+}
+
+/// What the container may not do whatever its filter allows: what its handler forbids, and sockets that a list of
+/// destinations does not see.
+fn floor(subject: &Subject<'_>, jail: &LinuxJail) -> Floor {
+    let pod = &subject.pod.config;
+    Floor {
+        no_user_namespaces: subject.handler.no_user_namespaces && !is_admin(jail),
+        only_governed_sockets: pod.egress.is_some() || pod.is_offline(),
+    }
+}
+
+fn is_admin(jail: &LinuxJail) -> bool {
+    jail.capabilities.bounding & capabilities::SYS_ADMIN != 0
 }
 
 fn jail(subject: &Subject<'_>, grants: &[Grant], volumes: Vec<String>) -> Result<LinuxJail, Error> {
@@ -198,9 +219,14 @@ fn jail(subject: &Subject<'_>, grants: &[Grant], volumes: Vec<String>) -> Result
         masked_paths: shown(&security.masked_paths),
         readonly_paths: shown(&security.readonly_paths),
         devices: grants.iter().map(|grant| grant.device.clone()).collect(),
-        rlimits: rlimits(&subject.rlimits),
+        rlimits: rlimits(&subject.handler.rlimits),
         umask: 0o022,
-        apparmor: profiles::apparmor(&security.apparmor, security.privileged, &node)?,
+        apparmor: profiles::apparmor(
+            &security.apparmor,
+            security.privileged,
+            &subject.handler.apparmor_profiles,
+            &node,
+        )?,
         selinux: labels.process,
         mount_label: labels.mount,
         volumes,

@@ -227,7 +227,7 @@ impl Draft {
         self.refuse_wasm_only()?;
         let (pod, config) = (&self.pod, &self.config);
         let subject = linux::Subject {
-            rlimits: host.config.live.get().handler_of(pod)?.rlimits,
+            handler: host.config.live.get().handler_of(pod)?,
             guards_limits: host.parts.cgroups.guards_limits(),
             pod,
             id: &self.id,

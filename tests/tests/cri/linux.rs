@@ -5,6 +5,7 @@
 
 mod devices;
 mod files;
+mod floor;
 mod mixed_pods;
 mod mounts;
 mod namespaces;
