@@ -63,6 +63,8 @@ fn handler_config(handler: &config::Handler) -> HandlerSettings {
         http: handler.http.clone(),
         wasi_p3: handler.wasi_p3,
         pids_limit: Some(handler.pids_limit),
+        no_user_namespaces: !handler.user_namespaces,
+        apparmor_profiles: handler.apparmor_profiles.clone(),
         rlimits: rlimits
             .map(|limit| ResourceLimit {
                 resource: limit.resource,

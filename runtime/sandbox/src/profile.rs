@@ -14,6 +14,7 @@ mod cache;
 mod compile;
 mod default;
 mod document;
+mod floor;
 
 use std::sync::OnceLock;
 
@@ -116,9 +117,9 @@ impl Profile {
     }
 
     /// Flags for seccomp(2) besides TSYNC: `SECCOMP_FILTER_FLAG_LOG` (2) and `_SPEC_ALLOW` (4). The latter is set if
-    /// the profile has no `flags` field, as in runc.
-    pub fn flags(&self) -> u32 {
-        self.flags
+    /// the profile has no `flags` field, as in runc, and for a floor without a profile.
+    pub fn flags(profile: Option<&Self>) -> u32 {
+        profile.map_or(FLAG_SPEC_ALLOW, |profile| profile.flags)
     }
 
     /// A profile of checked parts without a `flags` field; `source` distinguishes it from others.

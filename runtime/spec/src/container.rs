@@ -8,6 +8,7 @@
 
 mod diagnosis;
 mod exit;
+mod floor;
 mod hooks;
 mod http;
 mod payload;
@@ -21,6 +22,7 @@ use crate::id::{ContainerId, PodId};
 
 pub use diagnosis::Diagnosis;
 pub use exit::{Cause, Exit, MAX_CAUSE_BYTES, MAX_MESSAGE_BYTES};
+pub use floor::Floor;
 pub use hooks::{Hook, Hooks};
 pub use http::{HttpLimits, HttpServer};
 pub use payload::{ProcessRow, Tool, Toolbox, WasmNetwork};

@@ -12,9 +12,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, mkdirat, open, openat};
 use rustix::process::fchdir;
-use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use super::mounts::{self, Forbid};
+use super::namespaces::unshare;
 
 /// The directory to mount on.
 pub const MOUNT_POINT: &str = "/mount-point";
@@ -57,8 +58,7 @@ pub fn enter(namespace: BorrowedFd<'_>) -> io::Result<()> {
 ///
 /// Errors: the kernel refuses a mount.
 pub fn enter_new() -> io::Result<()> {
-    // SAFETY: unsafe only for CLONE_FILES, which is not among the flags.
-    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
+    unshare(UnshareFlags::NEWNS)?;
     replace_root()
 }
 
@@ -90,8 +90,7 @@ mod tests {
     fn nothing_is_in_it() {
         let made = namespace().unwrap();
         let found = std::thread::spawn(move || {
-            // SAFETY: unsafe only for CLONE_FILES, which is not among the flags.
-            unsafe { unshare_unsafe(UnshareFlags::FS) }.unwrap();
+            unshare(UnshareFlags::FS).unwrap();
             enter(made.as_fd()).unwrap();
             let names = |path| std::fs::read_dir(path).unwrap().count();
             let is_read_only = std::fs::write("/new", "").is_err();

@@ -7,6 +7,9 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use super::maker::Maker;
+use super::namespaces;
+
 /// `CLONE_INTO_CGROUP`; libc's constant is too narrow for it.
 const INTO_CGROUP: u64 = 0x2_0000_0000;
 
@@ -54,7 +57,31 @@ pub fn fork_by_clone() -> io::Result<Forked> {
     unsafe { forked(pid, pidfd) }
 }
 
+/// Clones; with namespaces among the flags under a user of its own, see [`super::maker`].
 fn clone(flags: u64, exit_signal: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
+    if flags & namespaces::ALL as u64 == 0 {
+        return clone_as_we_are(flags, exit_signal, cgroup);
+    }
+    let maker = Maker::begin()?;
+    let forked = clone_as_we_are(flags, exit_signal, cgroup);
+    match (maker.end(), forked) {
+        (Ok(()), forked) => forked,
+        (Err(_), Ok(Forked::Child)) => leave(1),
+        (Err(error), Ok(Forked::Parent { pidfd })) => {
+            // Nobody knows of it yet.
+            let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
+            Err(error)
+        }
+        (Err(error), Err(_)) => Err(error),
+    }
+}
+
+/// Clones under the present user.
+pub(super) fn clone_as_we_are(
+    flags: u64,
+    exit_signal: i32,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> io::Result<Forked> {
     let mut pidfd: RawFd = -1;
     // SAFETY: clone_args is plain integers; all-zero is its documented default.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };

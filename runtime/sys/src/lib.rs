@@ -15,6 +15,7 @@ pub mod fork;
 pub mod ids;
 pub mod keyring;
 pub mod landlock;
+mod maker;
 pub mod memfd;
 pub mod mounts;
 pub mod namespaces;

@@ -11,10 +11,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::thread::UnshareFlags;
 
 use super::fork::{self, Forked};
-use super::{dump, empty};
+use super::{dump, empty, namespaces};
 
 /// One block of ids: first inside, first outside, count.
 pub type Extent = (u32, u32, u32);
@@ -105,9 +105,7 @@ fn enter(flags: libc::c_int, root_is_given: bool) -> io::Result<()> {
         false => empty::enter_new()?,
     }
     drop(root);
-    let flags = UnshareFlags::NEWUSER | UnshareFlags::from_bits_retain(flags.cast_unsigned());
-    // SAFETY: unsafe only for CLONE_FILES, which no caller asks for; this process is single-threaded.
-    Ok(unsafe { unshare_unsafe(flags) }?)
+    namespaces::unshare_with_user(UnshareFlags::from_bits_retain(flags.cast_unsigned()))
 }
 
 impl Held {

@@ -47,6 +47,10 @@ pub struct Handler {
     pub pids_limit: u64,
     /// Limits of Linux programs.
     pub rlimits: Vec<Rlimit>,
+    /// Whether Linux programs without CAP_SYS_ADMIN may make user namespaces.
+    pub user_namespaces: bool,
+    /// AppArmor profiles, names or a prefix and `*`, that containers may have in whatever mode they are.
+    pub apparmor_profiles: Vec<String>,
 }
 
 /// The handlers of a node: the built-in ones first, then the operator's by name.
@@ -153,6 +157,8 @@ fn handler(name: &str, file: &HandlerFile) -> Result<Handler, Invalid> {
         wasi_p3: file.wasi_p3,
         pids_limit: pids_limit(&table.key("pids_limit"), file.pids_limit)?,
         rlimits: rlimits::check(&table.key("rlimits"), &file.rlimits)?,
+        user_namespaces: file.user_namespaces.unwrap_or_default(),
+        apparmor_profiles: profiles(&table.key("apparmor_profiles"), &file.apparmor_profiles)?,
     })
 }
 
@@ -283,6 +289,22 @@ fn annotations(key: &str, patterns: &[String]) -> Result<Vec<String>, Invalid> {
             );
             return invalid(key.to_owned(), why);
         }
+    }
+    Ok(patterns.to_vec())
+}
+
+/// Names of AppArmor profiles as the kernel lists them, or their beginnings.
+fn profiles(key: &str, patterns: &[String]) -> Result<Vec<String>, Invalid> {
+    if patterns.len() > MAX_ENTRIES {
+        let why = format!("has {} entries, at most {MAX_ENTRIES}", patterns.len());
+        return invalid(key.to_owned(), why);
+    }
+    let is_bad = |pattern: &&String| pattern.is_empty() || pattern.chars().any(char::is_control);
+    if let Some(pattern) = patterns.iter().find(is_bad) {
+        let why = format!(
+            "has {pattern:?}, must be names of AppArmor profiles, or their beginning and a *, as in team-*"
+        );
+        return invalid(key.to_owned(), why);
     }
     Ok(patterns.to_vec())
 }

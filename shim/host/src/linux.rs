@@ -18,11 +18,14 @@ use std::path::Path;
 use coracle_cgroup::{Exposure, Limits};
 use coracle_images::Image;
 use coracle_lifecycle::{
-    ContainerConfig, Error, Kind, LinuxPlan, NamespaceMode, PidNamespaceConfig, PodRecord,
-    SeccompPlan, UserNamespaceConfig, limits,
+    ContainerConfig, Error, HandlerSettings, Kind, LinuxPlan, NamespaceMode, PidNamespaceConfig,
+    PodRecord, SeccompPlan, UserNamespaceConfig, limits,
 };
 use coracle_spec::id::ContainerId;
-use coracle_spec::{Hook, Identity, LinuxJail, Mount, PidNamespaceMode, ResourceLimit, Scheduling};
+use coracle_spec::{
+    Floor, Hook, Identity, LinuxJail, Mount, PIDS_LIMIT, PidNamespaceMode, ResourceLimit,
+    Scheduling,
+};
 
 pub use self::capabilities::usual as usual_capabilities;
 use self::cdi::Additions;
@@ -52,10 +55,8 @@ const OPEN_FILES: ResourceLimit = ResourceLimit {
 pub(super) struct Subject<'a> {
     /// The pod's current record.
     pub pod: &'a PodRecord,
-    /// The limits that its handler sets.
-    pub rlimits: Vec<ResourceLimit>,
-    /// Most processes and threads, as its handler has it; 0 is no limit.
-    pub pids_limit: u64,
+    /// What its handler sets.
+    pub handler: HandlerSettings,
     /// Whether the kernel keeps every container from writing the limits of its cgroup.
     pub guards_limits: bool,
     /// The container.
@@ -152,7 +153,8 @@ pub(super) fn plan(
     let volumes = volumes::of_image(&subject.image.config.volumes, mounts)?;
     let grants = &hardware.grants;
     let jail = jail(subject, grants, volumes)?;
-    let exposure = exposure(subject, &jail, &seccomp);
+    let floor = floor(subject, &jail);
+    let exposure = exposure(subject, &jail, &seccomp, floor);
     let hooks = hardware.additions.hooks.clone();
     are_apart(&jail, &hooks)?;
     let net_devices = hardware.additions.net_devices.clone();
@@ -165,9 +167,11 @@ pub(super) fn plan(
     let plan = LinuxPlan {
         jail: Box::new(jail),
         seccomp,
+        floor,
         limits: Limits {
             devices: Some(devices::rules(grants, security.privileged)),
-            pids: pids_limit(subject.pids_limit).and_then(|limit| limit.try_into().ok()),
+            pids: pids_limit(subject.handler.pids_limit.unwrap_or(PIDS_LIMIT))
+                .and_then(|limit| limit.try_into().ok()),
             ..limits::linux_limits(&config.resources)
         },
         exposure,
@@ -192,15 +196,34 @@ fn are_apart(jail: &LinuxJail, hooks: &[Hook]) -> Result<(), Error> {
 
 /// What the container can do to its own cgroup: a program that may make a user namespace can write it, unless the kernel
 /// guards the limits itself, or the container's root is not the node's.
-fn exposure(subject: &Subject<'_>, jail: &LinuxJail, seccomp: &SeccompPlan) -> Exposure {
-    let is_admin = jail.capabilities.bounding & capabilities::SYS_ADMIN != 0;
-    let is_filtered = *seccomp == SeccompPlan::Default && !is_admin;
+fn exposure(
+    subject: &Subject<'_>,
+    jail: &LinuxJail,
+    seccomp: &SeccompPlan,
+    floor: Floor,
+) -> Exposure {
+    let is_default = *seccomp == SeccompPlan::Default && !is_admin(jail);
+    let is_filtered = is_default || floor.no_user_namespaces;
     let has_userns = subject.pod.config.userns.is_some();
     match subject.config.security.privileged {
         true => Exposure::Privileged,
         false if subject.guards_limits || is_filtered || has_userns => Exposure::Guarded,
         false => Exposure::Inner,
     }
+}
+
+/// What the container may not do whatever its filter allows: what its handler forbids, and sockets that a list of
+/// destinations does not see.
+fn floor(subject: &Subject<'_>, jail: &LinuxJail) -> Floor {
+    let pod = &subject.pod.config;
+    Floor {
+        no_user_namespaces: subject.handler.no_user_namespaces && !is_admin(jail),
+        only_governed_sockets: pod.egress.is_some() || pod.is_offline(),
+    }
+}
+
+fn is_admin(jail: &LinuxJail) -> bool {
+    jail.capabilities.bounding & capabilities::SYS_ADMIN != 0
 }
 
 fn jail(subject: &Subject<'_>, grants: &[Grant], volumes: Vec<String>) -> Result<LinuxJail, Error> {
@@ -227,9 +250,14 @@ fn jail(subject: &Subject<'_>, grants: &[Grant], volumes: Vec<String>) -> Result
         masked_paths: shown(&security.masked_paths),
         readonly_paths: shown(&security.readonly_paths),
         devices: grants.iter().map(|grant| grant.device.clone()).collect(),
-        rlimits: rlimits(&subject.rlimits),
+        rlimits: rlimits(&subject.handler.rlimits),
         umask: 0o022,
-        apparmor: profiles::apparmor(&security.apparmor, security.privileged, &node)?,
+        apparmor: profiles::apparmor(
+            &security.apparmor,
+            security.privileged,
+            &subject.handler.apparmor_profiles,
+            &node,
+        )?,
         selinux: labels.process,
         mount_label: labels.mount,
         volumes,

@@ -229,8 +229,7 @@ impl Draft {
         let (pod, config) = (&self.pod, &self.config);
         let handler = host.config.live.get().handler_of(pod)?;
         let subject = linux::Subject {
-            rlimits: handler.rlimits,
-            pids_limit: handler.pids_limit.unwrap_or(PIDS_LIMIT),
+            handler,
             guards_limits: host.parts.cgroups.guards_limits(),
             pod,
             id: &self.id,

@@ -158,15 +158,16 @@ impl Host {
     /// The filter of a Linux program, built now unless it is cached, and the flags to load it with.
     async fn filter(&self, linux: &LinuxPlan) -> Result<Option<(OwnedFd, u32)>, Error> {
         let (profiles, seccomp) = (Arc::clone(&self.parts.profiles), linux.seccomp.clone());
-        let capabilities = linux.jail.capabilities.bounding;
+        let (capabilities, floor) = (linux.jail.capabilities.bounding, linux.floor);
         blocking("building a seccomp filter", move || {
             let built = with_profile(&seccomp, |profile| {
-                let filter = profiles.filter(profile, capabilities)?;
-                Ok((filter, profile.flags()))
+                if profile.is_none() && floor.is_open() {
+                    return Ok(None);
+                }
+                let filter = profiles.filter(profile, capabilities, floor)?;
+                Ok(Some((filter, Profile::flags(profile))))
             })?;
-            built
-                .transpose()
-                .map_err(|error| runtime_error("build the seccomp filter", error))
+            built.map_err(|error| runtime_error("build the seccomp filter", error))
         })
         .await
     }
@@ -223,15 +224,15 @@ fn start_result(
 /// Calls `use_it` with the profile of a plan; `None` is unconfined. Errors: it is not a valid profile.
 fn with_profile<T>(
     plan: &SeccompPlan,
-    use_it: impl FnOnce(&Profile) -> T,
-) -> Result<Option<T>, Error> {
+    use_it: impl FnOnce(Option<&Profile>) -> T,
+) -> Result<T, Error> {
     match plan {
-        SeccompPlan::Unconfined => Ok(None),
-        SeccompPlan::Default => Ok(Some(use_it(Profile::runtime_default()))),
+        SeccompPlan::Unconfined => Ok(use_it(None)),
+        SeccompPlan::Default => Ok(use_it(Some(Profile::runtime_default()))),
         SeccompPlan::Localhost { profile } => {
             let parsed = Profile::parse(profile.as_bytes());
             let parsed = parsed.map_err(|e| runtime_error("read the seccomp profile", e))?;
-            Ok(Some(use_it(&parsed)))
+            Ok(use_it(Some(&parsed)))
         }
     }
 }

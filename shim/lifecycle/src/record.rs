@@ -10,7 +10,7 @@ use std::sync::Arc;
 use coracle_cgroup::{Exposure, Limits};
 use coracle_spec::id::{ContainerId, PodId};
 use coracle_spec::{
-    Diagnosis, Hook, HttpServer, IdRange, Identity, LinuxJail, Mount, ResourceLimit, Spawn,
+    Diagnosis, Floor, Hook, HttpServer, IdRange, Identity, LinuxJail, Mount, ResourceLimit, Spawn,
     WasmKind, WasmNetwork,
 };
 use serde::{Deserialize, Serialize};
@@ -156,6 +156,9 @@ pub struct LinuxPlan {
     pub jail: Box<LinuxJail>,
     /// Its system call filter.
     pub seccomp: SeccompPlan,
+    /// What is refused in front of it; builds before it was known refused nothing.
+    #[serde(default)]
+    pub floor: Floor,
     /// The limits of its cgroup.
     pub limits: Limits,
     /// What its processes can do to that cgroup; builds before it was known made none an inner one.
@@ -396,6 +399,10 @@ mod tests {
             jail: Box::new(jail),
             seccomp: SeccompPlan::Localhost {
                 profile: "{}".to_owned(),
+            },
+            floor: Floor {
+                no_user_namespaces: true,
+                only_governed_sockets: true,
             },
             limits: Limits {
                 cpu_quota: Some(-1),

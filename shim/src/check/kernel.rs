@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use coracle_config::Config;
 use coracle_host::{DefaultProfile, default_profile};
@@ -31,6 +32,7 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
     findings.push(tried("pidfd", probe::pidfd()));
     findings.push(veth(probe::veth()));
     findings.push(own_processes());
+    findings.push(namespaces(Path::new("/proc/sys/user")));
     match UserNamespace::new(config.sandbox.id_base, config.sandbox.id_count) {
         Ok(namespace) => {
             findings.push(Finding::ok("user namespaces", "made and mapped one"));
@@ -206,10 +208,34 @@ fn veth(outcome: io::Result<()>) -> Finding {
     }
 }
 
+/// What the kernel lets one user have of each kind of namespace. Each that we make is another user's, so a few are enough.
+fn namespaces(limits: &Path) -> Finding {
+    const KINDS: [&str; 6] = ["cgroup", "ipc", "mnt", "net", "pid", "uts"];
+    const ENOUGH: u64 = 8;
+    let low = KINDS.iter().find_map(|kind| {
+        let name = format!("max_{kind}_namespaces");
+        let most = fs::read_to_string(limits.join(&name)).ok()?;
+        let most: u64 = most.trim().parse().ok()?;
+        (most < ENOUGH).then_some((name, most))
+    });
+    let subject = "namespaces";
+    match low {
+        None => Finding::ok(subject, "the kernel lets each user make some of every kind"),
+        Some((name, most)) => Finding::missing(
+            subject,
+            format!("user.{name} is {most}, and a pod takes up to {ENOUGH}"),
+            format!("sysctl -w user.{name}=65536"),
+        ),
+    }
+}
+
 fn no_user_namespace(error: &io::Error) -> Finding {
     let most = fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
     let remedy = match (most.trim(), error.raw_os_error()) {
         ("0", _) => "sysctl -w user.max_user_namespaces=65536",
+        (_, Some(libc::ENOSPC)) => {
+            "find the container of the node's root that has made user.max_user_namespaces of them; pods start all the same"
+        }
         (_, Some(libc::EPERM)) => "run as root, with CAP_SYS_ADMIN, CAP_SETUID and CAP_SETGID",
         _ => "boot a kernel with CONFIG_USER_NS=y",
     };
@@ -235,6 +261,7 @@ fn idmapped(subject: &'static str, path: &std::path::Path, namespace: &UserNames
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::super::Level;
     use super::*;
@@ -254,6 +281,21 @@ mod tests {
         for (release, level) in cases {
             assert_eq!(judge_release(release).level, level, "{release}");
         }
+    }
+
+    #[test]
+    fn a_kind_of_namespace_that_is_shut_is_named() {
+        let scratch =
+            std::env::temp_dir().join(format!("coracle-namespaces-{}", std::process::id()));
+        fs::create_dir_all(&scratch).unwrap();
+        for kind in ["cgroup", "ipc", "mnt", "net", "pid", "uts"] {
+            fs::write(scratch.join(format!("max_{kind}_namespaces")), "8\n").unwrap();
+        }
+        assert_eq!(namespaces(&scratch).level, Level::Ok);
+        fs::write(scratch.join("max_net_namespaces"), "0\n").unwrap();
+        assert_eq!(namespaces(&scratch).level, Level::Missing);
+        fs::remove_dir_all(&scratch).unwrap();
+        assert_eq!(namespaces(&scratch).level, Level::Ok);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 pub mod cdi;
 mod devices;
 mod files;
+mod floor;
 mod mixed_pods;
 mod mounts;
 mod namespaces;

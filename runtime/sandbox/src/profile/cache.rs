@@ -9,15 +9,16 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::Profile;
+use super::{Profile, floor};
+use coracle_spec::Floor;
 use coracle_spec::error::{Context as _, Result};
 use coracle_sys::memfd::sealed;
 
 /// The most filters that are kept; each takes some kilobytes of kernel memory and a descriptor.
 const MOST_FILTERS: usize = 64;
 
-/// A profile's digest and the relevant capabilities.
-type Key = ([u8; 32], u64);
+/// A profile's digest, the relevant capabilities, the floor below it; without a profile the first two are 0.
+type Key = ([u8; 32], u64, Floor);
 
 /// Built filters; when there are 64, the least recently used one is removed. Shared between threads.
 #[derive(Debug, Default)]
@@ -38,18 +39,32 @@ struct Entry {
 }
 
 impl ProfileCache {
-    /// The filter of `profile` for a payload with this bounding set: a sealed memfd of ready BPF.
+    /// The filter of `profile` for a payload with this bounding set, with `floor` in front: a sealed memfd of ready BPF.
+    /// Without a profile the floor is all that is refused.
     ///
     /// Building takes about 10 ms; call it where blocking is fine.
     /// Errors: those of [`Profile::compile`], or memfd_create(2) or dup(2) failed. Failures are not cached.
-    pub fn filter(&self, profile: &Profile, capabilities: u64) -> Result<OwnedFd> {
-        let relevant = capabilities & profile.relevant_capabilities();
-        let entry = self.entry((profile.digest, relevant));
+    pub fn filter(
+        &self,
+        profile: Option<&Profile>,
+        capabilities: u64,
+        floor: Floor,
+    ) -> Result<OwnedFd> {
+        let (digest, relevant) = profile.map_or(([0; 32], 0), |profile| {
+            let relevant = capabilities & profile.relevant_capabilities();
+            (profile.digest, relevant)
+        });
+        let entry = self.entry((digest, relevant, floor));
         let mut filter = entry.lock().unwrap_or_else(PoisonError::into_inner);
         let ready = match filter.take() {
             Some(ready) => ready,
-            None => sealed("seccomp-profile", &profile.compile(relevant)?)
-                .during(|| "seal a seccomp profile's filter".into())?,
+            None => {
+                let own = profile
+                    .map(|profile| profile.compile(relevant))
+                    .transpose()?;
+                sealed("seccomp-profile", &floor::in_front(floor, own)?)
+                    .during(|| "seal a seccomp profile's filter".into())?
+            }
         };
         filter
             .insert(ready)
@@ -62,7 +77,8 @@ impl ProfileCache {
     ///
     /// Errors: those of [`ProfileCache::filter`].
     pub fn warm(&self, capabilities: u64) -> Result<()> {
-        self.filter(Profile::runtime_default(), capabilities)
+        let profile = Some(Profile::runtime_default());
+        self.filter(profile, capabilities, Floor::default())
             .map(drop)
     }
 
@@ -106,12 +122,22 @@ mod tests {
         let cache = ProfileCache::default();
         let default = Profile::runtime_default();
         cache.warm(0).unwrap();
-        let first = cache.filter(default, 0).unwrap();
+        let first = cache.filter(Some(default), 0, Floor::default()).unwrap();
         // No rule depends on CAP_CHOWN.
-        let same = cache.filter(default, 1).unwrap();
-        let other = cache.filter(default, ADMIN).unwrap();
+        let same = cache.filter(Some(default), 1, Floor::default()).unwrap();
+        let other = cache
+            .filter(Some(default), ADMIN, Floor::default())
+            .unwrap();
         assert_eq!(inode(&first), inode(&same));
         assert_ne!(inode(&first), inode(&other));
+        let floor = Floor {
+            no_user_namespaces: true,
+            ..Floor::default()
+        };
+        let floored = cache.filter(Some(default), 0, floor).unwrap();
+        assert_ne!(inode(&first), inode(&floored));
+        let alone = cache.filter(None, 0, floor).unwrap();
+        assert_ne!(inode(&alone), inode(&floored));
         let bytes = read_all(first.as_fd(), 1 << 20).unwrap();
         assert_eq!(bytes, default.compile(0).unwrap());
         let seals = fcntl_get_seals(&first).unwrap();
@@ -131,18 +157,44 @@ mod tests {
             )
             .unwrap()
         };
-        let first = cache.filter(&profile(1), 0).unwrap();
-        let second = cache.filter(&profile(2), 0).unwrap();
+        let first = cache
+            .filter(Some(&profile(1)), 0, Floor::default())
+            .unwrap();
+        let second = cache
+            .filter(Some(&profile(2)), 0, Floor::default())
+            .unwrap();
         for n in 3..=MOST_FILTERS {
-            cache.filter(&profile(n), 0).unwrap();
+            cache
+                .filter(Some(&profile(n)), 0, Floor::default())
+                .unwrap();
         }
-        assert_eq!(inode(&first), inode(&cache.filter(&profile(1), 0).unwrap()));
-        cache.filter(&profile(MOST_FILTERS + 1), 0).unwrap();
+        assert_eq!(
+            inode(&first),
+            inode(
+                &cache
+                    .filter(Some(&profile(1)), 0, Floor::default())
+                    .unwrap()
+            )
+        );
+        cache
+            .filter(Some(&profile(MOST_FILTERS + 1)), 0, Floor::default())
+            .unwrap();
         assert_eq!(cache.entries.lock().unwrap().by_key.len(), MOST_FILTERS);
-        assert_eq!(inode(&first), inode(&cache.filter(&profile(1), 0).unwrap()));
+        assert_eq!(
+            inode(&first),
+            inode(
+                &cache
+                    .filter(Some(&profile(1)), 0, Floor::default())
+                    .unwrap()
+            )
+        );
         assert_ne!(
             inode(&second),
-            inode(&cache.filter(&profile(2), 0).unwrap())
+            inode(
+                &cache
+                    .filter(Some(&profile(2)), 0, Floor::default())
+                    .unwrap()
+            )
         );
     }
 
@@ -153,8 +205,12 @@ mod tests {
             br#"{"defaultAction":"SCMP_ACT_ERRNO","architectures":["SCMP_ARCH_S390X"]}"#,
         )
         .unwrap();
-        cache.filter(&foreign, 0).unwrap_err();
-        cache.filter(&foreign, 0).unwrap_err();
+        cache
+            .filter(Some(&foreign), 0, Floor::default())
+            .unwrap_err();
+        cache
+            .filter(Some(&foreign), 0, Floor::default())
+            .unwrap_err();
         cache.warm(0).unwrap();
     }
 
@@ -163,7 +219,13 @@ mod tests {
         let cache = ProfileCache::default();
         let all: Vec<OwnedFd> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..8)
-                .map(|_| scope.spawn(|| cache.filter(Profile::runtime_default(), ADMIN).unwrap()))
+                .map(|_| {
+                    scope.spawn(|| {
+                        cache
+                            .filter(Some(Profile::runtime_default()), ADMIN, Floor::default())
+                            .unwrap()
+                    })
+                })
                 .collect();
             threads.into_iter().map(|t| t.join().unwrap()).collect()
         });

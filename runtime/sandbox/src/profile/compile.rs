@@ -66,6 +66,11 @@ pub(super) fn compile(profile: &Profile, capabilities: u64) -> Result<Vec<u8>> {
         bytes.extend(step.bytes());
     }
     bytes.extend(export(&filter)?);
+    fits(bytes)
+}
+
+/// Returns the filter `bytes` if the kernel takes one that long.
+pub(super) fn fits(bytes: Vec<u8>) -> Result<Vec<u8>> {
     let count = bytes.len() / size_of::<libc::sock_filter>();
     if count > MOST_INSTRUCTIONS {
         return Err(Error::new(
@@ -78,7 +83,10 @@ pub(super) fn compile(profile: &Profile, capabilities: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn refused(what: impl std::fmt::Display, cause: libseccomp::error::SeccompError) -> Error {
+pub(super) fn refused(
+    what: impl std::fmt::Display,
+    cause: libseccomp::error::SeccompError,
+) -> Error {
     Error::with(Kind::Invalid, format!("seccomp profile: {what}"), cause)
 }
 
@@ -295,23 +303,23 @@ fn join(sections: Vec<(u32, Vec<Step>)>) -> Vec<Step> {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
-mod tests {
+pub(super) mod tests {
     use std::io::Read as _;
     use std::os::fd::AsRawFd as _;
 
     use super::*;
 
     /// A system call by number and its arguments.
-    type Call = (libc::c_long, [u64; 3]);
+    pub(in super::super) type Call = (libc::c_long, [u64; 3]);
 
     const ADMIN: u64 = 1 << 21;
     /// Stands for socketcall(2) of 32 bits.
-    const SOCKETCALL: libc::c_long = -102;
-    const CLONE3: libc::c_long = libc::SYS_clone3;
+    pub(in super::super) const SOCKETCALL: libc::c_long = -102;
+    pub(in super::super) const CLONE3: libc::c_long = libc::SYS_clone3;
 
     /// Runs `calls` in a new process under `filter`. Each result is the call's return value or its negative errno.
     /// Fewer results than calls: the process was killed.
-    fn under(filter: &[u8], flags: u32, calls: &[Call]) -> Vec<i64> {
+    pub(in super::super) fn under(filter: &[u8], flags: u32, calls: &[Call]) -> Vec<i64> {
         let mut steps: Vec<libc::sock_filter> = (filter.chunks_exact(8))
             .map(|s| libc::sock_filter {
                 code: u16::from_ne_bytes([s[0], s[1]]),
@@ -407,22 +415,26 @@ mod tests {
         let profile = Profile::runtime_default();
         under(
             &profile.compile(capabilities).unwrap(),
-            profile.flags(),
+            Profile::flags(Some(profile)),
             calls,
         )
     }
 
     fn by(json: &str, calls: &[Call]) -> Vec<i64> {
         let profile = Profile::parse(json.as_bytes()).unwrap();
-        under(&profile.compile(0).unwrap(), profile.flags(), calls)
+        under(
+            &profile.compile(0).unwrap(),
+            Profile::flags(Some(&profile)),
+            calls,
+        )
     }
 
-    fn call(number: libc::c_long, first: u64) -> Call {
+    pub(in super::super) fn call(number: libc::c_long, first: u64) -> Call {
         (number, [first, 0, 0])
     }
 
-    const EPERM: i64 = -(libc::EPERM as i64);
-    const ENOSYS: i64 = -(libc::ENOSYS as i64);
+    pub(in super::super) const EPERM: i64 = -(libc::EPERM as i64);
+    pub(in super::super) const ENOSYS: i64 = -(libc::ENOSYS as i64);
     const EFAULT: i64 = -(libc::EFAULT as i64);
 
     #[test]

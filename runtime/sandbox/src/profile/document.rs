@@ -387,7 +387,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(profile.default, ScmpAction::KillProcess);
-        assert_eq!(profile.flags(), FLAG_LOG);
+        assert_eq!(Profile::flags(Some(&profile)), FLAG_LOG);
         let subs: &[ScmpArch] = if cfg!(target_arch = "x86_64") {
             &[ScmpArch::X86]
         } else {
@@ -405,7 +405,7 @@ mod tests {
 
     #[test]
     fn without_flags_speculation_is_allowed_and_an_empty_list_means_none() {
-        let flags = |json: &[u8]| Profile::parse(json).unwrap().flags();
+        let flags = |json: &[u8]| Profile::flags(Some(&Profile::parse(json).unwrap()));
         assert_eq!(
             flags(br#"{"defaultAction":"SCMP_ACT_ALLOW"}"#),
             FLAG_SPEC_ALLOW

@@ -18,18 +18,21 @@ pub(super) static BUILT_IN: [BuiltIn; 3] = [
         spawn: Spawn::Fork,
         egress: EgressFile::Any,
         annotations: &["cdi.k8s.io/*"],
+        user_namespaces: true,
     },
     BuiltIn {
         base: Base::Wasm,
         spawn: Spawn::Fork,
         egress: EgressFile::Any,
         annotations: &[],
+        user_namespaces: true,
     },
     BuiltIn {
         base: Base::Strict,
         spawn: Spawn::Exec,
         egress: EgressFile::None,
         annotations: &[],
+        user_namespaces: false,
     },
 ];
 
@@ -40,6 +43,7 @@ pub(super) struct BuiltIn {
     spawn: Spawn,
     egress: EgressFile,
     annotations: &'static [&'static str],
+    user_namespaces: bool,
 }
 
 /// `[handlers.*]` by name: the built-in ones, and those of the operator.
@@ -70,6 +74,7 @@ impl HandlersFile {
             file.egress.get_or_insert_with(|| usual.egress.clone());
             let annotations = || usual.annotations.iter().map(ToString::to_string).collect();
             file.annotations.get_or_insert_with(annotations);
+            file.user_namespaces.get_or_insert(usual.user_namespaces);
         }
     }
 
@@ -103,6 +108,10 @@ pub struct HandlerFile {
     pub pids_limit: Option<u64>,
     /// Limits of Linux programs by resource, `"N"` or `"SOFT:HARD"`.
     pub rlimits: BTreeMap<String, String>,
+    /// Whether Linux programs without CAP_SYS_ADMIN may make user namespaces, if their seccomp profile lets them.
+    pub user_namespaces: Option<bool>,
+    /// AppArmor profiles of the node that containers may have in whatever mode they are: names, or a prefix and `*`.
+    pub apparmor_profiles: Vec<String>,
     /// Exceptions for pods of some namespaces.
     pub namespaces: Vec<NamespaceFile>,
     /// The limits of its HTTP servers.

@@ -132,6 +132,7 @@ fn handlers_of_the_operator_are_found_by_name_and_alias() {
     };
     assert_eq!(config.handlers.find("").unwrap().rlimits, [limit]);
     let all = config.handlers.find("all").unwrap();
+    assert!(all.user_namespaces && all.apparmor_profiles.is_empty());
     assert_eq!(
         (all.policy.base, all.policy.annotations.len()),
         (Base::Coracle, 0)
@@ -187,6 +188,10 @@ fn names_of_handlers_are_labels_and_belong_to_one_handler() {
         (
             "[handlers.coracle]\nrlimits = { nofile = \"2:1\" }\n",
             "config.toml:2: handlers.coracle.rlimits.nofile is \"2:1\"",
+        ),
+        (
+            "[handlers.coracle]\napparmor_profiles = [\"a\", \"\"]\n",
+            "config.toml:2: handlers.coracle.apparmor_profiles has \"\"",
         ),
         (
             "[handlers.coracle.http]\nidle_s = 86401\n",

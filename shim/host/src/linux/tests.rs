@@ -20,6 +20,7 @@ struct Fixture {
     id: ContainerId,
     image: Image,
     guards_limits: bool,
+    handler: HandlerSettings,
 }
 
 impl Drop for Fixture {
@@ -50,6 +51,7 @@ impl Fixture {
             id: ContainerId::random().unwrap(),
             image: image(),
             guards_limits: false,
+            handler: HandlerSettings::default(),
         }
     }
 
@@ -59,8 +61,7 @@ impl Fixture {
             Hardware::find(config, &DeviceSettings::default(), lookup)
         })?;
         let subject = Subject {
-            rlimits: Vec::new(),
-            pids_limit: 1000,
+            handler: self.handler.clone(),
             guards_limits: self.guards_limits,
             pod: &self.pod,
             id: &self.id,
@@ -177,6 +178,10 @@ fn a_container_that_could_write_its_own_limits_is_kept_below_them() {
     );
     assert_eq!(exposure(&fixture, &shut, &[]), Exposure::Guarded);
     assert_eq!(exposure(&fixture, &shut, &["SYS_ADMIN"]), Exposure::Inner);
+    fixture.handler.no_user_namespaces = true;
+    assert_eq!(exposure(&fixture, &open, &[]), Exposure::Guarded);
+    assert_eq!(exposure(&fixture, &open, &["SYS_ADMIN"]), Exposure::Inner);
+    fixture.handler.no_user_namespaces = false;
     fixture.guards_limits = true;
     assert_eq!(exposure(&fixture, &open, &[]), Exposure::Guarded);
     fixture.guards_limits = false;
@@ -354,4 +359,43 @@ fn an_id_outside_the_pods_map_is_refused() {
         let text = has_ids(&fixture.pod, &who).unwrap_err().to_string();
         assert!(text.contains(expected), "{text}");
     }
+}
+
+#[test]
+fn the_floor_is_that_of_handler_and_pod_and_opens_with_the_capability_alone() {
+    let mut fixture = Fixture::new("floor");
+    let floor = |fixture: &Fixture, seccomp: &SecurityProfile, add: &[&str]| {
+        let security = SecurityContext {
+            seccomp: seccomp.clone(),
+            capabilities: CapabilityConfig {
+                add: add.iter().map(ToString::to_string).collect(),
+                ..CapabilityConfig::default()
+            },
+            ..SecurityContext::default()
+        };
+        fixture.secured(security).unwrap().floor
+    };
+    let profiles = [
+        SecurityProfile::Unset,
+        SecurityProfile::Unconfined,
+        SecurityProfile::Default,
+    ];
+    for profile in &profiles {
+        assert!(floor(&fixture, profile, &[]).is_open());
+    }
+    fixture.handler.no_user_namespaces = true;
+    for profile in &profiles {
+        assert!(floor(&fixture, profile, &[]).no_user_namespaces);
+        assert!(!floor(&fixture, profile, &["SYS_ADMIN"]).no_user_namespaces);
+    }
+    fixture.handler.no_user_namespaces = false;
+    fixture.change(|config| config.is_offline = true);
+    for profile in &profiles {
+        assert!(floor(&fixture, profile, &[]).only_governed_sockets);
+    }
+    fixture.change(|config| {
+        config.is_offline = false;
+        config.egress = Some(coracle_spec::egress::List::default());
+    });
+    assert!(floor(&fixture, &profiles[0], &[]).only_governed_sockets);
 }

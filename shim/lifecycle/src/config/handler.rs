@@ -82,6 +82,12 @@ pub struct HandlerSettings {
     /// Limits of Linux programs that replace the usual ones.
     #[serde(default)]
     pub rlimits: Vec<ResourceLimit>,
+    /// Whether Linux programs without CAP_SYS_ADMIN may make no user namespaces.
+    #[serde(default)]
+    pub no_user_namespaces: bool,
+    /// AppArmor profiles of the node, whole names or a prefix and `*`, that containers may have in whatever mode they are.
+    #[serde(default)]
+    pub apparmor_profiles: Vec<String>,
 }
 
 /// Limits as a record has them: what the configuration refuses, a key that this build does not know, is skipped.

@@ -2,7 +2,8 @@
 //!
 //! Called by [`super::super::plan`], and once at the daemon's start. AppArmor's own parser loads the default profile
 //! when no profile of its name is loaded: at the start, and again when a container needs it and it is gone.
-//! Invariants: a requested profile that is not loaded is refused. Only privileged containers, those that request it,
+//! Invariants: a requested profile that is not loaded is refused, and one that does not confine is unless the operator
+//! lists it: a pod that may choose among profiles must not thereby choose to have none. Only privileged containers, those that request it,
 //! and all containers of a node without a parser run without a profile, as under containerd and CRI-O; `coracle check`
 //! reports such a node.
 //! Must not know: how a process changes to a profile.
@@ -46,6 +47,7 @@ pub enum DefaultProfile {
 pub(in crate::linux) fn apparmor(
     config: &SecurityProfile,
     privileged: bool,
+    listed: &[String],
     files: &SecurityFiles<'_>,
 ) -> Result<Option<String>, Error> {
     let name = match config {
@@ -61,13 +63,40 @@ pub(in crate::linux) fn apparmor(
         None => Err(invalid(format!(
             "AppArmor profile {name:?} is requested, but this kernel runs without AppArmor"
         ))),
-        Some(loaded) if contains(&loaded, name) => Ok(Some(name.to_owned())),
+        Some(loaded) if contains(&loaded, name) => {
+            confines(&loaded, name, listed)?;
+            Ok(Some(name.to_owned()))
+        }
         Some(_) if name == DEFAULT && load_default(files)? == DefaultProfile::Loaded => {
             Ok(Some(name.to_owned()))
         }
         Some(_) => Err(invalid(format!(
             "AppArmor profile {name:?} is not loaded on this node"
         ))),
+    }
+}
+
+/// Refuses a loaded profile that the kernel does not enforce, unless the operator has `listed` it. Source of the modes:
+/// security/apparmor/lib.c, `aa_profile_mode_names`.
+fn confines(loaded: &str, name: &str, listed: &[String]) -> Result<(), Error> {
+    let mut lines = loaded.lines();
+    let line = lines.find(|line| profile_name(line) == name);
+    let mode = line.and_then(|line| line.rsplit_once(" ("));
+    let mode = mode.map_or("", |(_, mode)| mode.trim_end_matches(')'));
+    let is_listed = listed.iter().any(|pattern| fits(pattern, name));
+    match is_listed || matches!(mode, "enforce" | "kill") {
+        true => Ok(()),
+        false => Err(invalid(format!(
+            "AppArmor profile {name:?} is requested, and this node has it in mode {mode:?}, which does not confine: put it in enforce mode (aa-enforce), or list it in apparmor_profiles of the pod's handler"
+        ))),
+    }
+}
+
+/// Whether the pattern, a whole name or a prefix and `*`, matches `name`.
+fn fits(pattern: &str, name: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(beginning) => name.starts_with(beginning),
+        None => pattern == name,
     }
 }
 

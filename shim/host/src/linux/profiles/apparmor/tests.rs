@@ -35,6 +35,15 @@ impl Node {
     }
 
     fn ask(&self, config: &SecurityProfile, privileged: bool) -> Result<Option<String>, Error> {
+        self.ask_where(config, privileged, &[])
+    }
+
+    fn ask_where(
+        &self,
+        config: &SecurityProfile,
+        privileged: bool,
+        listed: &[String],
+    ) -> Result<Option<String>, Error> {
         let parsers: Vec<&str> = self.parsers.iter().map(String::as_str).collect();
         let absent = self.scratch.0.join("absent");
         let files = SecurityFiles {
@@ -42,13 +51,13 @@ impl Node {
             selinux: &absent,
             parsers: &parsers,
         };
-        apparmor(config, privileged, &files)
+        apparmor(config, privileged, listed, &files)
     }
 }
 
 #[test]
 fn a_profile_is_loaded_or_refused() {
-    let list = "/usr/bin/man (enforce)\nweb (complain)\na (b) (enforce)\n";
+    let list = "/usr/bin/man (enforce)\nweb (kill)\na (b) (enforce)\n";
     let node = Node::new("apparmor-named", list, None);
     let web = Some("web".to_owned());
     assert_eq!(node.ask(&localhost("web"), false).unwrap(), web);
@@ -61,6 +70,41 @@ fn a_profile_is_loaded_or_refused() {
     fs::remove_file(node.scratch.0.join("profiles")).unwrap();
     assert!(node.ask(&localhost("web"), false).is_err());
     assert_eq!(node.ask(&SecurityProfile::Default, false).unwrap(), None);
+}
+
+#[test]
+fn a_profile_that_does_not_confine_is_taken_only_where_the_operator_lists_it() {
+    let list = "chrome (unconfined)\nweb (complain)\nsnap (prompt)\nold (user)\nbare\nhard (enforce)\nharder (kill)\n\
+                a (enforce) (complain)\n";
+    let node = Node::new("apparmor-modes", list, None);
+    let cases = [
+        ("chrome", "unconfined"),
+        ("web", "complain"),
+        ("snap", "prompt"),
+        ("old", "user"),
+        ("bare", ""),
+        ("a (enforce)", "complain"),
+    ];
+    for (name, mode) in cases {
+        let refusal = node.ask(&localhost(name), false).unwrap_err().to_string();
+        for part in [name, &format!("mode {mode:?}"), "apparmor_profiles"] {
+            assert!(refusal.contains(part), "{part}: {refusal}");
+        }
+        let given = |patterns: &[&str]| {
+            let patterns: Vec<String> = patterns.iter().map(ToString::to_string).collect();
+            node.ask_where(&localhost(name), false, &patterns)
+        };
+        let beginning = format!("{}*", &name[..1]);
+        assert_eq!(given(&["x", &beginning]).unwrap().as_deref(), Some(name));
+        assert_eq!(given(&[name]).unwrap().as_deref(), Some(name));
+        assert!(given(&["x*", &name[..1]]).is_err());
+    }
+    for name in ["hard", "harder"] {
+        assert_eq!(
+            node.ask(&localhost(name), false).unwrap().as_deref(),
+            Some(name)
+        );
+    }
 }
 
 #[test]
