@@ -57,6 +57,8 @@ const AT_ONCE: [&str; 15] = [
     "log.targets",
     "network.denied_node_ports",
     "network.name_servers",
+    "network.internal_domains",
+    "network.internal_networks",
     "sandbox.create_host_paths",
     "sandbox.device_ownership_from_security_context",
     "cdi.spec_dirs",

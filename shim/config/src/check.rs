@@ -12,8 +12,8 @@ use super::file::{CgroupFile, ConfigFile, Ipv6, LogFile, NetworkFile, SandboxFil
 use super::subnet::Subnet;
 use super::values::{Invalid, invalid, plain_absolute, within};
 use super::{
-    Cgroup, Config, Log, Network, Sandbox, cdi, exec, handlers, helpers, images, metrics, nri,
-    streaming, tracing, wasm,
+    Cgroup, Config, Log, Network, Sandbox, cdi, egress, exec, handlers, helpers, images, metrics,
+    nri, streaming, tracing, wasm,
 };
 
 /// Host ids: all of 32 bits but the last one, which the kernel takes for "none".
@@ -159,12 +159,14 @@ fn network(file: &NetworkFile, run: &Path) -> Result<Network, Invalid> {
         },
         ipv6: file.ipv6,
         masquerade: file.masquerade,
+        connections_per_pod: connections(file.connections_per_pod)?,
         denied_node_ports: file
             .denied_node_ports
             .iter()
             .map(|port| (*port, *port))
             .collect(),
         name_servers: name_servers(&file.name_servers)?,
+        internal: egress::internal(file)?,
         interface_prefix: interface_prefix(&file.interface_prefix)?,
         netns_dir: match file.netns_dir.as_os_str().is_empty() {
             true => run.join("netns"),
@@ -174,6 +176,21 @@ fn network(file: &NetworkFile, run: &Path) -> Result<Network, Invalid> {
         cni_bin_dirs: plugin_directories(&file.cni_bin_dirs)?,
         cni_plugin_timeout: seconds("network.cni_plugin_timeout_s", file.cni_plugin_timeout_s)?,
     })
+}
+
+fn connections(limit: u64) -> Result<u32, Invalid> {
+    let range = 1024..=1 << 24;
+    match u32::try_from(limit) {
+        Ok(number) if number == 0 || range.contains(&number) => Ok(number),
+        _ => invalid(
+            "network.connections_per_pod",
+            format!(
+                "is {limit}, must be 0, or {} to {}",
+                range.start(),
+                range.end()
+            ),
+        ),
+    }
 }
 
 /// Directories that a search path can contain.

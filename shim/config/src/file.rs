@@ -12,6 +12,7 @@ mod images;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use coracle_spec::egress::Internal;
 use serde::{Deserialize, Serialize};
 
 pub use super::cdi::CdiFile;
@@ -246,10 +247,16 @@ pub struct NetworkFile {
     pub interface_prefix: String,
     /// Whether the built-in network's pods reach other machines under the node's address.
     pub masquerade: bool,
+    /// Most connections of one pod of the built-in network in the node's table of them; 0 for any number.
+    pub connections_per_pod: u64,
     /// Ports of the node that no egress list opens, in addition to the built-in ones.
     pub denied_node_ports: Vec<u16>,
     /// Name servers of pods that an egress list of this configuration holds; those of the node if empty.
     pub name_servers: Vec<String>,
+    /// Domains whose names in egress lists may resolve to internal addresses.
+    pub internal_domains: Vec<String>,
+    /// Networks that are internal besides the private ones, `ADDRESS/BITS`.
+    pub internal_networks: Vec<String>,
     /// Directory in which pods' network namespaces are mounted; below `run` if empty.
     pub netns_dir: PathBuf,
     /// Directory of CNI network configurations.
@@ -269,8 +276,11 @@ impl Default for NetworkFile {
             ipv6: Ipv6::Auto,
             interface_prefix: "cor".to_owned(),
             masquerade: false,
+            connections_per_pod: 16_384,
             denied_node_ports: Vec::new(),
             name_servers: Vec::new(),
+            internal_domains: Internal::default().domains,
+            internal_networks: Vec::new(),
             netns_dir: PathBuf::new(),
             cni_conf_dir: PathBuf::from("/etc/cni/net.d"),
             cni_bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
