@@ -52,7 +52,7 @@ pub fn metrics() -> [&'static dyn Metric; 3] {
 }
 
 /// Settings, and tables of settings, that take effect at once; everything else waits for a restart.
-const AT_ONCE: [&str; 15] = [
+const AT_ONCE: [&str; 17] = [
     "log.level",
     "log.targets",
     "network.denied_node_ports",

@@ -15,7 +15,7 @@ use coracle_lifecycle::{
     PodRecord, SecurityProfile, WasmPlan, limits,
 };
 use coracle_spec::id::ContainerId;
-use coracle_spec::{Mount, PIDS_LIMIT, WasmKind, WasmNetwork};
+use coracle_spec::{Mount, WasmKind, WasmNetwork};
 use coracle_wasm::{EngineRef, ModuleInfo};
 
 use super::egress;

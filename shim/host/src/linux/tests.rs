@@ -51,7 +51,10 @@ impl Fixture {
             id: ContainerId::random().unwrap(),
             image: image(),
             guards_limits: false,
-            handler: HandlerSettings::default(),
+            handler: HandlerSettings {
+                pids_limit: Some(1000),
+                ..HandlerSettings::default()
+            },
         }
     }
 
