@@ -17,6 +17,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use coracle_spec::egress::Cidr;
+use coracle_spec::error::chain;
 
 use super::super::error::Error;
 use super::super::nft::{Base, Batch, Hook, Kind, Nft, Rule};
@@ -64,9 +65,9 @@ impl Sources {
             Err(error) if is_unknown(&error) => {
                 self.is_unknown.store(true, Ordering::Relaxed);
                 tracing::warn!(
-                    error = %error,
-                    "this kernel's nftables cannot look up routes (fib): by IPv6 a pod can send under another's address, by IPv4 \
-                     rp_filter of its interface prevents it; load nft_fib_inet and restart, see `coracle check`"
+                    error = %chain(&error),
+                    "this kernel's nftables cannot look up routes (fib): by IPv6 a pod can send under another's address, \
+                     by IPv4 rp_filter of its interface prevents it; load nft_fib_inet and restart, see `coracle check`"
                 );
                 Ok(())
             }
