@@ -51,6 +51,16 @@ pub struct PushArgs {
     pub json: bool,
 }
 
+impl PushArgs {
+    /// Which links of a layout are followed.
+    fn links(&self) -> Links {
+        match self.follow_links {
+            true => Links::Outside,
+            false => Links::Inside,
+        }
+    }
+}
+
 /// Pushes an image. Errors: there is none, or the registry refuses, with its answer.
 pub(crate) async fn run(
     client: Client,
@@ -69,12 +79,8 @@ pub(crate) async fn run(
     };
     // First what costs little: the registry may refuse.
     let repository = Repository::open(&args.registry, registries, &reference).await?;
-    let links = match args.follow_links {
-        true => Links::Outside,
-        false => Links::Inside,
-    };
     let source = match is_path {
-        true => Source::open(Path::new(&args.source), links)?,
+        true => Source::open(Path::new(&args.source), args.links())?,
         false => stored(client, &args).await?,
     };
     let image = only(&source, &args.source, &reference)?;

@@ -49,8 +49,10 @@ async fn many_slow_registries_of_a_namespace_hold_up_no_other_one() {
         for number in 0..16 {
             let repository = format!("app{number}");
             registry.serve(&repository, "v1", &image);
-            let blob = format!("/v2/{repository}/blobs/{}", digest(&image.layers[0].1));
-            registry.on(&blob, Answer::ok("").promising(9).at(Pace::Stall));
+            let layer = &image.layers[0].1;
+            let length = layer.len() as u64;
+            let blob = format!("/v2/{repository}/blobs/{}", digest(layer));
+            registry.on(&blob, Answer::ok("").promising(length).at(Pace::Stall));
             begin(format!("{}/{repository}:v1", registry.host()));
         }
     }
