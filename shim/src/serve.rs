@@ -124,7 +124,7 @@ async fn run(
     let _tasks = [
         reload::start(hangup, requests, held),
         tasks::log_on(list_tasks, &pods),
-        watchdog::start(&pods),
+        watchdog::start(&pods, &config.socket),
     ];
     cri::serve(socket, parts, terminated).await?;
     end(&pods, plugins, claims).await

@@ -1,11 +1,12 @@
 //! Tells systemd again and again that the daemon works. Sources: sd_watchdog_enabled(3), systemd.service(5), `WatchdogSec=`.
 //!
-//! Called by `serve`, once the daemon is ready. Invariants: a message is sent only after a request has gone the way of all
-//! requests, through a new task, the lifecycle's locks and the mailboxes of several drivers; a daemon in which that hangs is
-//! silent, and systemd starts it again, which pods do not notice. A driver that hangs is logged and decides nothing: only
-//! if none of several answers it is the daemon that hangs. Without systemd nothing happens.
+//! Called by `serve`, once the daemon is ready. Invariants: a message is sent only after a new task has run, the lifecycle's locks
+//! were free, and the daemon has answered a call of its own through its socket; where that hangs it is silent, and systemd
+//! starts it again, which pods do not notice. Nothing that a tenant can hold up decides: neither drivers of pods, and be it
+//! all of them, nor threads for work that blocks. Drivers that hang are logged. Without systemd nothing happens.
 //! Must not know: what requests do.
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use coracle_lifecycle::{Pods, RoundTrip};
@@ -16,13 +17,14 @@ use crate::notify::notify;
 /// An answer that takes longer is logged.
 const SLOW: Duration = Duration::from_secs(2);
 
-/// Sends messages at half of the interval that systemd waits for, until the value that it returns is dropped.
-pub fn start(pods: &Pods) -> JoinSet<()> {
+/// Sends messages at half of the interval that systemd waits for, until the value that it returns is dropped. `socket` is the
+/// one that calls come by.
+pub fn start(pods: &Pods, socket: &Path) -> JoinSet<()> {
     let mut task = JoinSet::new();
     let variable = |name| std::env::var(name).ok();
     let pid = std::process::id();
     if let Some(limit) = limit(variable("WATCHDOG_USEC"), variable("WATCHDOG_PID"), pid) {
-        task.spawn(watch(pods.clone(), limit));
+        task.spawn(watch(pods.clone(), socket.to_owned(), limit));
     }
     task
 }
@@ -34,21 +36,30 @@ fn limit(microseconds: Option<String>, pid: Option<String>, own: u32) -> Option<
     (is_ours && limit > 0).then(|| Duration::from_micros(limit))
 }
 
-async fn watch(pods: Pods, limit: Duration) {
-    let (trip, mut silent) = (SLOW.min(limit / 4), Vec::new());
+async fn watch(pods: Pods, socket: PathBuf, limit: Duration) {
+    let (trip, mut seen) = (SLOW.min(limit / 4), Round::default());
     for turn in 0_usize.. {
         let began = Instant::now();
-        let answer = round_trip(&pods, turn, trip).await;
-        let is_answered = is_answered(&answer);
+        let round = round(&pods, &socket, turn, trip).await;
+        let is_answered = !round.hangs;
         if is_answered {
             notify("WATCHDOG=1\n");
         }
-        if answer.silent != silent {
-            log(&answer, limit);
-            silent = answer.silent;
+        if round != seen {
+            log(&round, limit);
+            seen = round;
         }
         tokio::time::sleep(pause(is_answered, limit, trip, began.elapsed())).await;
     }
+}
+
+/// What one round found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Round {
+    /// The daemon's own call was not answered.
+    hangs: bool,
+    /// What the drivers of pods have answered.
+    drivers: RoundTrip,
 }
 
 /// How long after a round the next begins. Others are asked soon where none answered: one bad moment must not use up the time
@@ -61,68 +72,78 @@ fn pause(is_answered: bool, limit: Duration, trip: Duration, took: Duration) -> 
     }
 }
 
-/// A round trip in a task of its own. Does not return while it hangs, and logs that.
-async fn round_trip(pods: &Pods, turn: usize, trip: Duration) -> RoundTrip {
-    let (pods, began) = (pods.clone(), Instant::now());
-    let mut asked = tokio::spawn(async move { pods.round_trip(turn, trip).await });
-    if let Ok(answer) = tokio::time::timeout(trip * 2, &mut asked).await {
-        return answer.unwrap_or_default();
+/// A round in a task of its own. Does not return while a lock that all requests take is held, and logs that.
+async fn round(pods: &Pods, socket: &Path, turn: usize, trip: Duration) -> Round {
+    let (pods, socket, began) = (pods.clone(), socket.to_owned(), Instant::now());
+    let mut asked = tokio::spawn(async move {
+        let drivers = pods.round_trip(turn, trip);
+        let (drivers, is_answered) = tokio::join!(drivers, answers(&socket, trip));
+        Round {
+            hangs: !is_answered,
+            drivers,
+        }
+    });
+    if let Ok(round) = tokio::time::timeout(trip * 2, &mut asked).await {
+        return round.unwrap_or_default();
     }
     let waited_ms = began.elapsed().as_millis();
     tracing::error!(
         waited_ms,
         "requests are not answered; systemd restarts the daemon if that goes on"
     );
-    let answer = asked.await.unwrap_or_default();
+    let round = asked.await.unwrap_or_default();
     let took_ms = began.elapsed().as_millis();
     tracing::warn!(took_ms, "requests are answered again");
-    answer
+    round
 }
 
-/// Whether the daemon works: one pod alone decides nothing.
-fn is_answered(answer: &RoundTrip) -> bool {
-    answer.asked < 2 || answer.silent.len() < answer.asked
+/// Whether the daemon answers a call in time. One that fails at once, for example without a free descriptor, hangs nowhere.
+async fn answers(socket: &Path, trip: Duration) -> bool {
+    match tokio::time::timeout(trip, coracle_cri::call_self(socket)).await {
+        Ok(Ok(())) => true,
+        Ok(Err(failure)) => {
+            tracing::warn!(%failure, "the daemon's own call to its socket has failed");
+            true
+        }
+        Err(_) => false,
+    }
 }
 
-fn log(answer: &RoundTrip, limit: Duration) {
-    let (asked, limit_s) = (answer.asked, limit.as_secs());
-    let pods = answer.silent.join(", ");
-    if !is_answered(answer) {
+fn log(round: &Round, limit: Duration) {
+    let RoundTrip { asked, silent } = &round.drivers;
+    if round.hangs {
+        let limit_s = limit.as_secs();
         tracing::error!(
-            pods,
             limit_s,
-            "no pod answers requests; systemd restarts the daemon if that goes on"
+            "the daemon does not answer its own call; systemd restarts it if that goes on"
         );
-    } else if !answer.silent.is_empty() {
+    }
+    if !silent.is_empty() {
+        let pods = silent.join(", ");
         tracing::warn!(
             pods,
             asked,
-            "requests about a pod are not answered; others are"
+            silent = silent.len(),
+            "requests about these pods are not answered yet"
         );
     }
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
+    use crate::scratch::Scratch;
 
-    #[test]
-    fn one_pod_that_hangs_decides_nothing() {
-        for (asked, silent, answered) in [
-            (0, 0, true),
-            (1, 0, true),
-            (1, 1, true),
-            (2, 1, true),
-            (8, 7, true),
-            (2, 2, false),
-            (8, 8, false),
-        ] {
-            let answer = RoundTrip {
-                asked,
-                silent: vec!["default/p".to_owned(); silent],
-            };
-            assert_eq!(is_answered(&answer), answered, "{silent} of {asked}");
-        }
+    #[tokio::test]
+    async fn a_socket_that_nobody_serves_is_a_hang_and_a_failure_is_none() {
+        let scratch = Scratch::new("watchdog");
+        let path = scratch.0.join("socket");
+        let trip = Duration::from_millis(100);
+        assert!(answers(&path, trip).await, "there is no such socket");
+        // The kernel takes the connection, but nobody ever does.
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert!(!answers(&path, trip).await);
     }
 
     #[test]

@@ -1,7 +1,9 @@
-//! A collector of traces: OTLP over gRPC, as its protocol says, which keeps what it gets.
+//! A collector of traces: OTLP over gRPC, as its protocol says, with TLS or without, which keeps what it gets.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
@@ -15,7 +17,10 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 pub use opentelemetry_proto::tonic::trace::v1::Span;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
+
+use crate::Outcome;
 
 /// What a collector answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +45,39 @@ pub struct Collector {
 struct Kept {
     spans: Vec<Span>,
     resources: Vec<Resource>,
+}
+
+/// A certificate that vouches for itself, and its key.
+pub struct Certificate {
+    /// The certificate.
+    pub pem: PathBuf,
+    key: PathBuf,
+}
+
+impl Certificate {
+    /// Makes one for `host`, with openssl, in files of `directory` that begin with `name`.
+    pub fn make(directory: &Path, name: &str, host: &str) -> Outcome<Certificate> {
+        let certificate = Certificate {
+            pem: directory.join(format!("{name}.pem")),
+            key: directory.join(format!("{name}.key")),
+        };
+        let made = Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt"])
+            .args(["ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
+            .args(["-subj", "/CN=collector", "-addext"])
+            .arg(format!("subjectAltName=DNS:{host}"))
+            .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+            .arg("-keyout")
+            .arg(&certificate.key)
+            .arg("-out")
+            .arg(&certificate.pem)
+            .output()?;
+        if !made.status.success() {
+            let why = String::from_utf8_lossy(&made.stderr);
+            return Err(format!("openssl: {why}").into());
+        }
+        Ok(certificate)
+    }
 }
 
 struct Service {
@@ -80,7 +118,21 @@ impl TraceService for Service {
 
 impl Collector {
     /// Starts one on a free port of loopback.
-    pub async fn start(answer: Answer) -> std::io::Result<Collector> {
+    pub async fn start(answer: Answer) -> Outcome<Collector> {
+        Self::start_with(answer, Server::builder()).await
+    }
+
+    /// Starts one that speaks TLS.
+    pub async fn start_tls(answer: Answer, certificate: &Certificate) -> Outcome<Collector> {
+        let identity = Identity::from_pem(
+            std::fs::read(&certificate.pem)?,
+            std::fs::read(&certificate.key)?,
+        );
+        let tls = ServerTlsConfig::new().identity(identity);
+        Self::start_with(answer, Server::builder().tls_config(tls)?).await
+    }
+
+    async fn start_with(answer: Answer, mut server: Server) -> Outcome<Collector> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let kept = Arc::default();
@@ -88,10 +140,14 @@ impl Collector {
             answer,
             kept: Arc::clone(&kept),
         };
-        let server =
-            tonic::transport::Server::builder().add_service(TraceServiceServer::new(service));
+        let server = server.add_service(TraceServiceServer::new(service));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         Ok(Collector { address, kept })
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.address.port()
     }
 
     /// Its URL.

@@ -1,15 +1,17 @@
 //! The state of the whole node in one reply.
 //!
-//! Called by: [`super::server`]. Calls: snapshots in memory; a look at the file system. Invariant: what keeps pods from
-//! running comes first, and makes the node not ready; what only deserves a look does not.
+//! Called by: [`super::server`]. Calls: snapshots in memory; a look at the file system. Invariants: what keeps pods from
+//! running comes first, and makes the node not ready; what only deserves a look does not; a disk that hangs delays the reply by
+//! [`DISK_PATIENCE`], and nobody else.
 //! Must not know: the form in which it is printed.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use coracle_lifecycle::ContainerKind;
 use coracle_proto::admin::v1 as admin;
+use tokio::sync::Semaphore;
 
 use super::listing::state_name;
 use super::server::{Facts, View};
@@ -17,18 +19,21 @@ use super::server::{Facts, View};
 /// Free space below which the node deserves a look, in bytes.
 const LITTLE_SPACE: u64 = 1 << 30;
 
+/// How long the disk may take to answer.
+const DISK_PATIENCE: Duration = Duration::from_secs(1);
+
 /// The reply; the daemon has run for `uptime`.
 pub(crate) async fn status(parts: &View, uptime: Duration) -> admin::StatusReply {
     let facts = &parts.facts;
     let network = parts.pods.network_problem().await;
     let ready = network.is_none();
     let store = parts.images.fs_info();
-    let free = free_bytes(&store.mountpoint);
-    let quarantined = count_entries(&facts.root.join("quarantine"));
+    let disk = look(store.mountpoint.clone(), facts.root.join("quarantine")).await;
+    let Disk { free, quarantined } = disk.unwrap_or_default();
     let shown = |path: &Path| path.display().to_string();
     admin::StatusReply {
         ready,
-        problems: problems(facts, network, free, quarantined),
+        problems: problems(facts, network, disk),
         version: facts.version.clone(),
         wasmtime: facts.wasmtime.clone(),
         pid: i32::try_from(std::process::id()).unwrap_or(0),
@@ -44,20 +49,53 @@ pub(crate) async fn status(parts: &View, uptime: Duration) -> admin::StatusReply
         containers: containers(parts),
         images: u64::try_from(parts.images.list().len()).unwrap_or(u64::MAX),
         store_bytes: store.used_bytes,
-        store_free_bytes: free,
+        store_free_bytes: free.unwrap_or(u64::MAX),
         resident_bytes: resident_bytes(),
         quarantined,
     }
 }
 
-/// The problems of the node: of its `network`, if it has one; of its `free` bytes; of its `quarantined` records.
-fn problems(facts: &Facts, network: Option<String>, free: u64, quarantined: u64) -> Vec<String> {
+/// What the disk says of itself.
+#[derive(Clone, Copy, Default)]
+struct Disk {
+    /// Free bytes, if that is known.
+    free: Option<u64>,
+    /// Damaged records that were put aside.
+    quarantined: u64,
+}
+
+/// Looks at the disk; `None` if it does not answer. One look at a time, on a thread that may wait: however many ask, a disk
+/// that hangs holds no other.
+async fn look(store: PathBuf, quarantine: PathBuf) -> Option<Disk> {
+    static LOOKS: Semaphore = Semaphore::const_new(1);
+    let looking = async {
+        // The semaphore is never closed.
+        let turn = LOOKS.acquire().await.ok()?;
+        let look = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            Disk {
+                free: free_bytes(&store),
+                quarantined: count_entries(&quarantine),
+            }
+        });
+        look.await.ok()
+    };
+    tokio::time::timeout(DISK_PATIENCE, looking).await.ok()?
+}
+
+/// The problems of the node: of its `network`, if it has one, and of its `disk`, if that answers.
+fn problems(facts: &Facts, network: Option<String>, disk: Option<Disk>) -> Vec<String> {
     let mut problems: Vec<String> = network
         .map(|why| format!("no network for new pods: {why}"))
         .into_iter()
         .collect();
-    if free < LITTLE_SPACE {
-        let place = facts.root.display();
+    let place = facts.root.display();
+    let Some(Disk { free, quarantined }) = disk else {
+        problems.push(format!("the disk of {place} does not answer"));
+        problems.extend(facts.warnings.iter().cloned());
+        return problems;
+    };
+    if let Some(free) = free.filter(|free| *free < LITTLE_SPACE) {
         problems.push(format!("only {} MiB are free in {place}", free >> 20));
     }
     if quarantined > 0 {
@@ -99,11 +137,9 @@ fn counts(all: impl Iterator<Item = (&'static str, &'static str)>) -> Vec<admin:
     counts.into_iter().map(count).collect()
 }
 
-fn free_bytes(path: &Path) -> u64 {
-    let facts = rustix::fs::statvfs(path);
-    facts.map_or(u64::MAX, |facts| {
-        facts.f_bavail.saturating_mul(facts.f_frsize)
-    })
+fn free_bytes(path: &Path) -> Option<u64> {
+    let facts = rustix::fs::statvfs(path).ok()?;
+    Some(facts.f_bavail.saturating_mul(facts.f_frsize))
 }
 
 fn count_entries(directory: &Path) -> u64 {

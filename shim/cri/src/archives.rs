@@ -6,16 +6,19 @@
 //! Must not know: formats of archives.
 
 use std::io::{self, Write};
+use std::time::Duration;
 
 use coracle_images::{Export, Exported, Image, ImportRequest, Transfer};
 use coracle_proto::archives::v1 as wire;
 use coracle_proto::archives::v1::archive_service_server::ArchiveService;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{Semaphore, mpsc};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::warn;
 
 use super::bad_request::BadRequest;
+use super::events::{self, Ending, Replies};
 use super::status::Failure;
 use super::{Cri, Shared, answered, span};
 
@@ -23,12 +26,15 @@ use super::{Cri, Shared, answered, span};
 const PART_BYTES: usize = 1 << 20;
 /// Parts that wait for the client.
 const PARTS: usize = 4;
+/// How long a client may take nothing of its export, or send nothing of its archive: the one occupies a place of few, the other
+/// the disk. A part is whole when it counts, and what clients read from or write to may be slow.
+const PATIENCE: Duration = Duration::from_secs(600);
 /// Exports at a time; others wait. Each occupies a thread, and a processor if it packs layers.
 static EXPORTS: Semaphore = Semaphore::const_new(2);
 
 #[tonic::async_trait]
 impl ArchiveService for Cri {
-    type ExportStream = ReceiverStream<Result<wire::ExportResponse, Status>>;
+    type ExportStream = Replies<wire::ExportResponse>;
 
     async fn import(
         &self,
@@ -108,7 +114,13 @@ async fn next(
         let problem = format!("broke off: {}", status.message());
         BadRequest::invalid("the stream", problem)
     };
-    parts.message().await.map_err(broken)
+    match tokio::time::timeout(PATIENCE, parts.message()).await {
+        Ok(part) => part.map_err(broken),
+        Err(_) => {
+            let problem = format!("brought nothing for {PATIENCE:?}");
+            Err(BadRequest::invalid("the stream", problem))
+        }
+    }
 }
 
 fn imported(image: &Image) -> wire::ImportedImage {
@@ -124,7 +136,7 @@ fn imported(image: &Image) -> wire::ImportedImage {
 async fn export(
     shared: &Shared,
     request: wire::ExportRequest,
-) -> Result<ReceiverStream<Result<wire::ExportResponse, Status>>, Failure> {
+) -> Result<Replies<wire::ExportResponse>, Failure> {
     span::image(&request.image);
     let platform = Some(request.platform).filter(|platform| !platform.is_empty());
     let name = request.image;
@@ -132,38 +144,43 @@ async fn export(
     let permit = EXPORTS.acquire().await.ok();
     let export = shared.images.export(&name, platform.as_deref()).await?;
     let (sender, receiver) = mpsc::channel(PARTS);
+    let (end, ended) = events::ending();
     tokio::task::spawn_blocking(move || {
         let _permit = permit;
-        send(export, sender);
+        send(export, sender, &end);
     });
-    Ok(ReceiverStream::new(receiver))
+    Ok(events::until(receiver, ended))
 }
 
 /// Sends an export to its end. Blocking.
-fn send(export: Export, sender: mpsc::Sender<Result<wire::ExportResponse, Status>>) {
+fn send(export: Export, sender: mpsc::Sender<Result<wire::ExportResponse, Status>>, end: &Ending) {
     let head = wire::ExportHead {
         as_received: export.is_as_received(),
         total_bytes: export.total_bytes().unwrap_or(0),
     };
     let mut parts = Parts {
-        sender: sender.clone(),
+        sender,
         pending: wire::ExportResponse {
             head: Some(head),
             ..Default::default()
         },
+        patience: PATIENCE,
+        is_over: false,
+        end: end.clone(),
     };
     let last = match export.write_to(&mut parts) {
         Ok(images) => {
-            let mut last = parts.pending;
+            let mut last = std::mem::take(&mut parts.pending);
             last.images = images.into_iter().map(exported).collect();
             Ok(last)
         }
-        // Its client has left.
-        Err(_) if sender.is_closed() => return,
+        // Nobody is there to be told.
+        Err(_) if parts.is_over => return,
         Err(error) => Err(Failure::from(error).into_status("Export")),
     };
-    // An error means that the client has left.
-    let _ = sender.blocking_send(last);
+    if parts.send(last).is_ok() {
+        end.whole();
+    }
 }
 
 /// Makes messages of what is written.
@@ -171,6 +188,25 @@ struct Parts {
     sender: mpsc::Sender<Result<wire::ExportResponse, Status>>,
     /// The message that is being filled.
     pending: wire::ExportResponse,
+    patience: Duration,
+    /// The client has left, or takes nothing.
+    is_over: bool,
+    end: Ending,
+}
+
+impl Parts {
+    /// Waits until the client has taken earlier ones. Errors: it has left, or has taken nothing for too long.
+    fn send(&mut self, part: Result<wire::ExportResponse, Status>) -> io::Result<()> {
+        let sent = Handle::current().block_on(self.sender.send_timeout(part, self.patience));
+        self.is_over = sent.is_err();
+        sent.map_err(|error| match error {
+            SendTimeoutError::Closed(_) => io::ErrorKind::BrokenPipe.into(),
+            SendTimeoutError::Timeout(_) => {
+                self.end.slow_client(self.patience);
+                io::ErrorKind::TimedOut.into()
+            }
+        })
+    }
 }
 
 impl Write for Parts {
@@ -184,15 +220,16 @@ impl Write for Parts {
         Ok(count)
     }
 
-    /// Sends what there is. Errors: the client has left.
+    /// Sends what there is. Errors: the client has left, or takes nothing.
     fn flush(&mut self) -> io::Result<()> {
-        let left = || io::Error::from(io::ErrorKind::BrokenPipe);
         if self.pending.data.is_empty() {
             let is_open = !self.sender.is_closed();
-            return is_open.then_some(()).ok_or_else(left);
+            return is_open
+                .then_some(())
+                .ok_or_else(|| io::ErrorKind::BrokenPipe.into());
         }
         let part = std::mem::take(&mut self.pending);
-        self.sender.blocking_send(Ok(part)).map_err(|_| left())
+        self.send(Ok(part))
     }
 }
 
@@ -214,5 +251,36 @@ fn transfer(transfer: Transfer) -> wire::Transfer {
         layers: transfer.layers,
         unpacked_layers: transfer.unpacked_layers,
         seconds: transfer.elapsed.as_secs_f64(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use futures_util::StreamExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_export_whose_client_takes_nothing_ends_and_gives_its_place_back() {
+        let (sender, receiver) = mpsc::channel(1);
+        let (end, ended) = events::ending();
+        let mut parts = Parts {
+            sender,
+            pending: wire::ExportResponse::default(),
+            patience: Duration::from_millis(50),
+            is_over: false,
+            end,
+        };
+        let writing = tokio::task::spawn_blocking(move || {
+            let written = parts.write_all(&vec![7; 3 * PART_BYTES]);
+            written.unwrap_err().kind()
+        });
+        let written = tokio::time::timeout(Duration::from_secs(20), writing).await;
+        assert_eq!(written.unwrap().unwrap(), io::ErrorKind::TimedOut);
+        let sent: Vec<_> = events::until(receiver, ended).collect().await;
+        assert_eq!(sent.len(), 2);
+        let error = sent[1].as_ref().unwrap_err();
+        assert_eq!(error.code(), tonic::Code::DeadlineExceeded);
     }
 }

@@ -1,33 +1,40 @@
 //! Streamed replies: GetContainerEvents and the streamed lists.
 //!
 //! Called by `service`, `pods`, `containers` and `images`. Invariants: a slow reader delays nobody: its queue is
-//! bounded, and when it overflows the stream ends with an error; every stream ends when the daemon drains.
+//! bounded, and when it overflows the stream ends with an error; a list whose client takes nothing holds its items no longer
+//! than [`PATIENCE`]; a series that is not whole ends with an error; every stream of events ends when the daemon drains.
 //! Must not know: what an event means.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use coracle_lifecycle::Event;
 use coracle_proto::runtime::v1 as cri;
 use futures_util::{Stream, StreamExt as _, stream};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
-use tokio::sync::watch;
+use tokio::sync::mpsc::error::SendTimeoutError;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::convert::{self, ListReply};
 use super::status::Failure;
 use super::{Shared, calls};
 
+/// How long a client may take nothing of a list: it holds what its items are made of.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// The messages of one streamed reply.
 pub(super) type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// A list as a series of messages, each rendered when the client takes it.
+/// A list as a series of messages, each rendered when the client has taken the one before it.
 pub(super) fn replies<R>(items: impl Iterator<Item = R::Item> + Send + 'static) -> Replies<R>
 where
     R: ListReply + Send + 'static,
     R::Item: Send,
 {
-    Box::pin(stream::iter(convert::batches(items).map(Ok)))
+    held_for(PATIENCE, stream::iter(convert::batches(items).map(Ok)))
 }
 
 /// The same for a list whose items take time: each message is rendered on the blocking pool.
@@ -40,7 +47,7 @@ where
     R::Item: Send,
 {
     let batches = convert::batches::<R>(items);
-    Box::pin(stream::unfold(Some(batches), move |batches| async move {
+    let rendered = stream::unfold(Some(batches), move |batches| async move {
         let mut batches = batches?;
         let rendered = tokio::task::spawn_blocking(move || (batches.next(), batches)).await;
         match rendered {
@@ -50,7 +57,68 @@ where
                 Some((Err(Status::internal(text)), None))
             }
         }
-    }))
+    });
+    held_for(PATIENCE, rendered)
+}
+
+/// `messages`, held until the client has taken them, has left or takes none of them for as long as `patience`: HTTP/2 asks a
+/// stream for nothing while its client has no room, so that the stream itself would never learn of that.
+fn held_for<T: Send + 'static>(
+    patience: Duration,
+    messages: impl Stream<Item = Result<T, Status>> + Send + 'static,
+) -> Replies<T> {
+    let (sender, receiver) = mpsc::channel(1);
+    let (end, ended) = ending();
+    tokio::spawn(async move {
+        let mut messages = std::pin::pin!(messages);
+        while let Some(message) = messages.next().await {
+            match sender.send_timeout(message, patience).await {
+                Ok(()) => {}
+                Err(SendTimeoutError::Closed(_)) => return,
+                Err(SendTimeoutError::Timeout(_)) => return end.slow_client(patience),
+            }
+        }
+        end.whole();
+    });
+    until(receiver, ended)
+}
+
+/// How a series of messages ends for its client, unless a failure was its last message.
+#[derive(Clone)]
+pub(super) struct Ending(Arc<Mutex<Option<Status>>>);
+
+/// Of a series that is not whole until [`Ending::whole`] says so: for who makes it, and for its stream.
+pub(super) fn ending() -> (Ending, Ending) {
+    let broken = Status::internal("the messages broke off");
+    let end = Ending(Arc::new(Mutex::new(Some(broken))));
+    (end.clone(), end)
+}
+
+impl Ending {
+    /// All messages are there.
+    pub(super) fn whole(&self) {
+        *self.lock() = None;
+    }
+
+    /// The client was given up.
+    pub(super) fn slow_client(&self, patience: Duration) {
+        let text = format!("the client took nothing of the reply for {patience:?}");
+        *self.lock() = Some(Status::deadline_exceeded(text));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Status>> {
+        // Nothing panics under the lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The messages of `receiver`, then the ending.
+pub(super) fn until<T: Send + 'static>(
+    receiver: mpsc::Receiver<Result<T, Status>>,
+    ended: Ending,
+) -> Replies<T> {
+    let last = stream::iter(std::iter::from_fn(move || ended.lock().take().map(Err)));
+    Box::pin(ReceiverStream::new(receiver).chain(last))
 }
 
 /// GetContainerEvents: everything that happens from now on.
@@ -98,7 +166,6 @@ async fn drained(draining: &mut watch::Receiver<bool>) {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
-    use futures_util::StreamExt as _;
     use tokio::sync::broadcast;
 
     use super::*;
@@ -145,5 +212,61 @@ mod tests {
             error.message()
         );
         assert!(stream.next().await.is_none());
+    }
+
+    const SHORT: Duration = Duration::from_millis(400);
+
+    /// Twenty messages, and what tells whether they are held.
+    fn held() -> (Replies<usize>, Arc<()>) {
+        let held = Arc::new(());
+        let messages = (0..20).map({
+            let held = Arc::clone(&held);
+            move |number| {
+                let _ = &held;
+                Ok(number)
+            }
+        });
+        (held_for(SHORT, stream::iter(messages)), held)
+    }
+
+    #[tokio::test]
+    async fn a_list_whose_client_takes_nothing_is_given_up_and_one_that_is_slow_is_not() {
+        let (mut stream, messages) = held();
+        stream.next().await.unwrap().unwrap();
+        tokio::time::sleep(SHORT * 2).await;
+        assert_eq!(Arc::strong_count(&messages), 1, "they are held");
+        let rest: Vec<_> = stream.collect().await;
+        let error = rest.last().unwrap().as_ref().unwrap_err();
+        assert_eq!(error.code(), tonic::Code::DeadlineExceeded);
+        // It takes all of it, if slowly.
+        let (mut stream, _messages) = held();
+        for number in 0..20 {
+            tokio::time::sleep(SHORT / 8).await;
+            assert_eq!(stream.next().await.unwrap().unwrap(), number);
+        }
+        assert!(stream.next().await.is_none());
+        // One that leaves holds nothing.
+        let (stream, messages) = held();
+        drop(stream);
+        tokio::time::sleep(SHORT / 2).await;
+        assert_eq!(Arc::strong_count(&messages), 1);
+    }
+
+    #[tokio::test]
+    async fn a_list_that_breaks_off_does_not_look_whole() {
+        let items = (0..2).map(|number| -> cri::Image {
+            assert_eq!(number, 0, "the second one cannot be rendered");
+            cri::Image {
+                id: "x".repeat(4 << 20),
+                ..Default::default()
+            }
+        });
+        let mut stream: Replies<cri::StreamImagesResponse> = replies(items);
+        let error = loop {
+            if let Err(error) = stream.next().await.unwrap() {
+                break error;
+            }
+        };
+        assert_eq!(error.code(), tonic::Code::Internal);
     }
 }

@@ -18,6 +18,7 @@ mod events;
 mod exec;
 mod images;
 mod metrics;
+mod own_call;
 mod pods;
 pub mod policy;
 mod runtime;
@@ -49,6 +50,7 @@ use tonic::transport::Server;
 use tonic::{Code, Request, Response, Status};
 use tracing::{debug, info, warn};
 
+pub use self::own_call::call_self;
 use self::policy::Policies;
 pub use self::runtime::{CgroupDriver, Node};
 pub use self::socket::Socket;
@@ -62,6 +64,10 @@ const DRAIN: Duration = Duration::from_secs(10);
 
 /// Calls that one client connection may have in flight; the kubelet uses one connection for all of its calls.
 const STREAMS_PER_CONNECTION: u32 = 4096;
+
+/// How long a connection may be silent before its client is asked whether it is there, and how long the answer may take. Any
+/// HTTP/2 library answers, whatever its program does; a process that is stopped does not, and would hold its replies for ever.
+const KEEPALIVE: Duration = Duration::from_secs(120);
 
 /// The server cannot accept connections any more: the socket failed.
 #[derive(Debug, thiserror::Error)]
@@ -157,8 +163,7 @@ async fn serve_until(
         // An error means that the sender is gone, which is a stop, too.
         let _ = stop.wait_for(|on| *on).await;
     };
-    let server = Server::builder()
-        .max_concurrent_streams(STREAMS_PER_CONNECTION)
+    let server = builder(KEEPALIVE)
         .add_service(
             RuntimeServiceServer::new(cri.clone())
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -175,6 +180,14 @@ async fn serve_until(
     let outcome = drained(server, shutdown, &drain, DRAIN).await;
     socket.name.remove();
     outcome.map_err(|source| ServeError { path, source })
+}
+
+/// A server without services.
+fn builder(keepalive: Duration) -> Server {
+    Server::builder()
+        .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .http2_keepalive_interval(Some(keepalive))
+        .http2_keepalive_timeout(Some(keepalive))
 }
 
 /// Runs `server`; once `shutdown` resolved, signals `drain` and waits `limit` for it.
@@ -293,6 +306,8 @@ fn before_the_transport(limit: Duration) -> Duration {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
+    use futures_util::StreamExt as _;
+
     use super::*;
 
     fn deadline_of(text: &str) -> Option<Duration> {
@@ -382,5 +397,29 @@ mod tests {
             .await
             .unwrap();
         assert!(*seen.borrow());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_is_stopped_loses_its_connection() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+        let short = Duration::from_millis(200);
+        let (own, mut client) = tokio::net::UnixStream::pair().unwrap();
+        let connections = futures_util::stream::iter([Ok::<_, std::io::Error>(own)]);
+        let connections = connections.chain(futures_util::stream::pending());
+        let routes = tonic::service::Routes::default();
+        tokio::spawn(
+            builder(short)
+                .add_routes(routes)
+                .serve_with_incoming(connections),
+        );
+        let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+        let begin = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &settings].concat();
+        client.write_all(&begin).await.unwrap();
+        let began = Instant::now();
+        let mut said = Vec::new();
+        let closed = tokio::time::timeout(short * 100, client.read_to_end(&mut said));
+        closed.await.unwrap().unwrap();
+        assert!(began.elapsed() >= short, "it was asked first");
     }
 }

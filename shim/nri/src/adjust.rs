@@ -15,7 +15,7 @@ use coracle_lifecycle::NetDevice;
 use coracle_proto::nri::v1 as nri;
 
 pub use limits::{add as add_limits, merge as merge_limits, show as show_limits};
-pub use refuse::{FIELDS, Rules};
+pub use refuse::{FIELDS, Rules, check_number};
 
 use super::owners::{Field, Owners};
 

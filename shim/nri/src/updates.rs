@@ -10,7 +10,7 @@ use coracle_lifecycle::{Error, Kind, Resources};
 use coracle_proto::nri::v1 as nri;
 
 use super::Nri;
-use super::adjust::{add_limits, merge_limits};
+use super::adjust::{add_limits, check_number, merge_limits};
 use super::owners::Owners;
 
 /// How long an evicted container may take to end.
@@ -62,6 +62,10 @@ impl Change {
 impl Nri {
     /// Carries out changes, one after the other. Errors: the first that fails and is not to be ignored.
     pub(crate) async fn apply(&self, changes: Vec<Change>) -> Result<(), Error> {
+        check_number("updates", changes.len()).map_err(|why| {
+            let plugin = changes.first().map_or("", |change| change.plugin.as_str());
+            Error::new(Kind::Invalid, format!("NRI plugin {plugin}: {why}"))
+        })?;
         for change in changes {
             let ignore = change.update.ignore_failure || change.is_eviction;
             let (plugin, id) = (change.plugin.clone(), change.update.container_id.clone());
@@ -87,6 +91,11 @@ impl Nri {
         plugin: &str,
         request: nri::UpdateContainersRequest,
     ) -> Vec<nri::ContainerUpdate> {
+        let number = request.update.len() + request.evict.len();
+        if let Err(why) = check_number("updates", number) {
+            tracing::warn!(plugin, why, "changes by an NRI plugin were refused");
+            return request.update;
+        }
         let mut failed = Vec::new();
         let changes: Vec<Change> = Change::all(plugin, request.update, request.evict).collect();
         for change in changes {

@@ -5,7 +5,8 @@
 //!                       |--404, 400, 403, 405, 503
 //!                       +--101--> spdy | websocket session, in a task of its own
 //! ```
-//! Invariants: only the token decides what a client gets; the first request uses a token up, even if it fails; where
+//! Invariants: only the token decides what a client gets; the first request uses a token up, even if it fails; a refused
+//! request is the last one of its connection; where
 //! origins are configured, pages of other origins are refused.
 //! Must not know: frames.
 
@@ -230,6 +231,9 @@ impl Refusal {
     fn into_reply(self) -> Reply {
         let mut reply = Response::new(Full::new(Bytes::from(self.reason + "\n")));
         *reply.status_mut() = self.status;
+        // Whoever showed no token has no more to say on this connection.
+        let close = ::http::HeaderValue::from_static("close");
+        reply.headers_mut().insert(CONNECTION, close);
         for one in self.accepts {
             reply
                 .headers_mut()

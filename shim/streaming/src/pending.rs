@@ -1,7 +1,9 @@
 //! Connections that have not sent a valid request yet: how many may exist, and which one is closed to admit the next.
 //!
 //! Called by: [`super::server`], for each connection. Invariants: at most [`MAX_PENDING`] exist; a new one is always
-//! admitted, and evicts the oldest that has sent nothing, of the address that has the most of them.
+//! admitted, and evicts another one of the address that has the most: the oldest of those that have sent nothing, or of
+//! those that have sent something, whichever are more. So neither many silent connections nor many that send at once have
+//! an honest one evicted before its own turn, which comes when more than a hundred have come after it.
 //! Must not know: requests.
 
 use std::collections::{BTreeMap, HashMap};
@@ -71,16 +73,19 @@ impl PendingConnections {
 }
 
 impl State {
-    /// The one to evict: the oldest of the address that has the most, those that sent nothing first.
+    /// The one to evict: of the address that has the most, the oldest of the larger kind, silent or not.
     fn eviction_candidate(&self) -> Option<u64> {
-        let mut counts: HashMap<IpAddr, usize> = HashMap::new();
+        let mut counts: HashMap<IpAddr, [usize; 2]> = HashMap::new();
         for one in self.waiting.values() {
-            *counts.entry(one.from).or_default() += 1;
+            counts.entry(one.from).or_default()[usize::from(one.has_sent)] += 1;
         }
-        let most = counts.values().max().copied()?;
-        let crowd = |one: &Entry| counts.get(&one.from) == Some(&most);
-        let candidates = self.waiting.iter().filter(|(_, one)| crowd(one));
-        let oldest = candidates.min_by_key(|(number, one)| (one.has_sent, **number));
+        let most = counts
+            .into_iter()
+            .max_by_key(|(_, [silent, sent])| silent + sent);
+        let (from, [silent, sent]) = most?;
+        let has_sent = sent > silent;
+        let mut candidates = self.waiting.iter();
+        let oldest = candidates.find(|(_, one)| one.from == from && one.has_sent == has_sent);
         oldest.map(|(number, _)| *number)
     }
 }
@@ -132,6 +137,31 @@ mod tests {
         let gone: Vec<_> = crowd.iter_mut().map(is_evicted).collect();
         assert!(!gone[0] && gone[1..11].iter().all(|gone| *gone));
         assert!(!gone[11..].iter().any(|gone| *gone));
+    }
+
+    #[test]
+    fn many_that_send_at_once_do_not_have_an_honest_one_evicted_before_it_can_send() {
+        let pending = PendingConnections::default();
+        let send = |entry: PendingConnection| {
+            entry.has_sent();
+            entry
+        };
+        let mut hostile: Vec<_> = (0..MAX_PENDING)
+            .map(|_| send(pending.admit(address(1))))
+            .collect();
+        // A request takes a moment, in which many others come.
+        let mut honest = pending.admit(address(1));
+        hostile.extend((0..100).map(|_| send(pending.admit(address(1)))));
+        assert!(!is_evicted(&mut honest));
+        let mut honest = send(honest);
+        hostile.extend((0..100).map(|_| send(pending.admit(address(1)))));
+        assert!(!is_evicted(&mut honest));
+        // Nor do silent ones.
+        hostile.extend((0..MAX_PENDING).map(|_| pending.admit(address(1))));
+        let mut honest = send(pending.admit(address(1)));
+        hostile.extend((0..100).map(|_| pending.admit(address(1))));
+        assert!(!is_evicted(&mut honest));
+        assert_eq!(pending.lock().waiting.len(), MAX_PENDING);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The streaming server: listens, issues URLs, and serves the clients that use them.
 //!
 //! Called by: the shim's `serve` (bind), the CRI services (offer). Calls: [`super::http`] for each connection.
-//! Invariants: a connection has ten seconds to send its first bytes and ten more for TLS handshake and request, in
+//! Invariants: a connection has ten seconds to send its first bytes and ten more for TLS handshake and one request, in
 //! bounded memory; the number of such connections is limited, and a new one never waits for idle ones
 //! ([`super::pending`]); the server ends when its handle is dropped.
 //! Must not know: the meaning of requests.
@@ -173,4 +173,49 @@ fn set_socket_options(socket: &TcpStream) -> std::io::Result<Peer> {
     sockopt::set_tcp_keepintvl(socket, every)?;
     sockopt::set_tcp_keepcnt(socket, times)?;
     Ok(Peer::new(rustix::io::fcntl_dupfd_cloexec(socket, 0)?))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::Forward;
+
+    #[tokio::test]
+    async fn many_connections_without_a_token_hold_no_place_and_keep_no_session_out() {
+        let settings = Settings {
+            address: "127.0.0.1:0".parse().unwrap(),
+            identity: None,
+            limits: Arc::new(Limits::new(Duration::from_secs(60), &[])),
+        };
+        let server = Server::bind(settings).await.unwrap();
+        let forward = Forward::new("a pod", vec![80], |_| {
+            Box::pin(async { Err("nothing listens".into()) })
+        });
+        let url = server.offer(Session::Forward(forward)).unwrap();
+        let (address, path) = url["http://".len()..].split_once('/').unwrap();
+        let mut hostile = Vec::new();
+        for _ in 0..400 {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            let request = "GET /exec/AAAAAAAAAAAAAAAAAAAAAA HTTP/1.1\r\nHost: a\r\n\r\n";
+            client.write_all(request.as_bytes()).await.unwrap();
+            hostile.push(client);
+        }
+        let mut answer = String::new();
+        let last = hostile.last_mut().unwrap();
+        let closed = tokio::time::timeout(REQUEST_TIMEOUT / 2, last.read_to_string(&mut answer));
+        closed.await.expect("it holds its place").unwrap();
+        assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let request = format!(
+            "GET /{path} HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\
+             X-Stream-Protocol-Version: portforward.k8s.io\r\n\r\n"
+        );
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        client.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 101");
+    }
 }

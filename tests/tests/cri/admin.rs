@@ -3,11 +3,12 @@
 use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client::container;
 use coracle_tests::daemon::{self, Daemon, Options};
+use coracle_tests::fuse::StallingDir;
 use coracle_tests::scratch::Scratch;
 use serde_json::Value;
 
@@ -234,4 +235,32 @@ async fn without_a_daemon_the_exit_code_says_so() {
         );
         assert!(output.stdout.is_empty());
     }
+}
+
+#[tokio::test]
+async fn the_status_of_a_node_whose_disk_hangs_says_so_and_holds_up_no_call() {
+    let daemon = daemon_with(Options::default()).await;
+    let quarantine = daemon.scratch().dir().join("root/quarantine");
+    std::fs::create_dir_all(&quarantine).unwrap();
+    let stalling = StallingDir::mount(&quarantine).unwrap();
+    stalling.die();
+    let asked = std::thread::scope(|scope| {
+        // More than there are threads for calls.
+        let asked = [(); 8].map(|()| scope.spawn(|| said(&daemon, &["status"])));
+        std::thread::sleep(Duration::from_millis(500));
+        let begun = Instant::now();
+        let others = said(&daemon, &["ps"]);
+        assert!(begun.elapsed() < Duration::from_secs(3), "{others}");
+        asked.map(|asked| asked.join().unwrap())
+    });
+    assert!(stalling.unanswered() > 0, "nothing hangs");
+    for text in asked {
+        assert!(text.contains("root does not answer"), "{text}");
+    }
+    drop(stalling);
+    eventually("the disk answers", || {
+        !said(&daemon, &["status"]).contains("does not answer")
+    })
+    .await;
+    daemon.finish().await.unwrap();
 }

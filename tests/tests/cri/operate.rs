@@ -290,34 +290,45 @@ fn next_message(systemd: &UnixDatagram, seconds: u64) -> Option<String> {
     Some(text(&message[..length]))
 }
 
+/// All pods there are, so that nobody answers but the daemon itself.
 #[tokio::test]
-async fn a_pod_that_hangs_has_the_daemon_neither_silent_nor_started_again() {
+async fn pods_that_hang_have_the_daemon_neither_silent_nor_started_again() {
     let options = Options {
         failpoints: Some(String::new()),
         binary: Some(daemon::failpoints_binary().unwrap()),
         ..Options::default()
     };
     let mut daemon = daemon_with(options).await;
-    let pod = Pod::run(&daemon, "hung").await;
-    let id = pod.tool(&["sleep"]).await;
+    let mut ids = Vec::new();
+    for name in ["hung-1", "hung-2", "hung-3"] {
+        let pod = Pod::run(&daemon, name).await;
+        ids.push(pod.tool(&["sleep"]).await);
+    }
     daemon.terminate().await.unwrap();
     let (systemd, mut child) = watched(&daemon);
-    // Its driver waits for a slow disk.
+    // Their drivers wait for a slow disk.
     daemon.plan("exit.record delay:4000").unwrap();
-    let cri = Cri::new(&daemon.socket());
-    let stopping = tokio::spawn(async move { cri.stop(&id, 0).await });
+    let stop = |id: String| {
+        let cri = Cri::new(&daemon.socket());
+        tokio::spawn(async move { cri.stop(&id, 0).await })
+    };
+    let stopping: Vec<_> = ids.into_iter().map(stop).collect();
     tokio::time::sleep(Duration::from_millis(500)).await;
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(3) {
         let message = next_message(&systemd, 1);
         assert_eq!(message.as_deref(), Some("WATCHDOG=1\n"));
     }
-    assert!(!stopping.is_finished(), "the pod does not hang");
-    stopping.await.unwrap().unwrap();
+    for stopping in stopping {
+        assert!(!stopping.is_finished(), "the pod does not hang");
+        stopping.await.unwrap().unwrap();
+    }
     signal(i32::try_from(child.id()).unwrap(), Signal::TERM);
     assert!(child.wait().unwrap().success());
     let log = std::fs::read_to_string(daemon.scratch().dir().join("watched.log")).unwrap();
-    assert!(log.contains("/hung"), "{log}");
+    for pod in ["/hung-1", "/hung-2", "/hung-3"] {
+        assert!(log.contains(pod), "{log}");
+    }
     daemon.restart().await.unwrap();
     daemon.finish().await.unwrap();
 }

@@ -1,15 +1,17 @@
 //! Traces: what a collector gets of a kubelet's calls, and that nothing depends on it.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::io::Write as _;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client::{self, container};
-use coracle_tests::collector::{Answer, Collector, Span, attribute};
+use coracle_tests::collector::{Answer, Certificate, Collector, Span, attribute};
 use coracle_tests::daemon::{Daemon, Options};
 use coracle_tests::guests;
 use coracle_tests::push::Image;
+use coracle_tests::scratch::Scratch;
 use tonic::Request;
 
 use crate::metrics::{scrape, value};
@@ -220,6 +222,7 @@ async fn a_collector_that_is_away_silent_or_lies_changes_nothing() {
     for (endpoint, reason) in [
         ("http://127.0.0.1:9".to_owned(), "collector"),
         (silent, "collector"),
+        (format!("http://127.0.0.1:{}", babbling()), "collector"),
         (refusing.endpoint(), "refused"),
         (huge.endpoint(), "collector"),
     ] {
@@ -241,6 +244,66 @@ async fn a_collector_that_is_away_silent_or_lies_changes_nothing() {
         assert_eq!(value(&text, "coracle_traces_sent_total", &[]), 0.0);
         daemon.finish().await.unwrap();
     }
+}
+
+/// The port of a server that says nonsense for as long as anybody reads it.
+fn babbling() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut stream = stream;
+                while stream.write_all(&[0x20; 64 << 10]).is_ok() {}
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn a_collector_is_trusted_by_its_certificate_only() {
+    let scratch = Scratch::new().unwrap();
+    let make = |name: &str, host: &str| Certificate::make(scratch.dir(), name, host).unwrap();
+    let [good, stranger, misnamed] = [
+        make("good", "localhost"),
+        make("stranger", "localhost"),
+        make("misnamed", "collector.example"),
+    ];
+    let collector = Collector::start_tls(Answer::Good, &good).await.unwrap();
+    let of_other_name = Collector::start_tls(Answer::Good, &misnamed).await.unwrap();
+    let plain = Collector::start(Answer::Good).await.unwrap();
+    for (ca, port, is_trusted) in [
+        (&good, collector.port(), true),
+        // Others than the operator's own have signed; the name is another; no TLS at all, or nonsense in its place.
+        (&stranger, collector.port(), false),
+        (&misnamed, of_other_name.port(), false),
+        (&good, plain.port(), false),
+        (&good, babbling(), false),
+    ] {
+        let ca = format!("ca = \"{}\"\n", ca.pem.display());
+        let daemon = traced(&format!("https://localhost:{port}"), &ca).await;
+        let before = collector.count();
+        start_pod(&daemon, tool(), TRACE, 1).await;
+        let name = match is_trusted {
+            true => "coracle_traces_sent_total",
+            false => "coracle_traces_dropped_total",
+        };
+        let labels: &[&str] = match is_trusted {
+            true => &[],
+            false => &["reason=\"collector\""],
+        };
+        let counted = || value(&scrape(&daemon, "/metrics"), name, labels);
+        let end = Instant::now() + Duration::from_secs(20);
+        while counted() < 10.0 {
+            assert!(Instant::now() < end, "{name} at {port}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(collector.count() > before, is_trusted);
+        daemon.finish().await.unwrap();
+    }
+    assert_eq!(of_other_name.count() + plain.count(), 0);
+    assert!(collector.spans(TRACE).len() >= 10);
 }
 
 #[tokio::test]

@@ -2,11 +2,12 @@
 //!
 //! Called by [`super`]. Which of the two versions a client speaks is seen by its first bytes; both are hyper's.
 //! Invariants: a client that is slow with the head of a request, or to take its answer, loses its connection (or stream of
-//! HTTP/2, where what is left of the answer allows) and holds up nobody else; after a stop signal nothing new is taken but what the kernel had accepted already, and this returns when all is answered; a
+//! HTTP/2, where what is left of the answer allows) and holds up nobody else; nobody waits for a connection that is idle; after a stop signal nothing new is taken but what the kernel had accepted already, and this returns when all is answered; a
 //! server that ends because it is idle has closed its connections, and leaves those that come meanwhile to the kernel.
 //! Not here: what a request is answered, how long is idle.
 
 mod activity;
+mod crowd;
 mod drain;
 
 use std::convert::Infallible;
@@ -22,6 +23,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -36,6 +38,7 @@ pub(super) use activity::Active;
 use activity::{Activity, Streams};
 use coracle_spec::HttpServer;
 use coracle_spec::error::{Context as _, Result};
+use crowd::Crowd;
 
 /// With what a connection begins on which HTTP/2 is spoken. Source: RFC 9113, section 3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -43,6 +46,8 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const BACKLOG: i32 = 1024;
 /// How long to wait before accepting again when the process is short of something.
 const SHORTAGE: Duration = Duration::from_millis(50);
+/// How long to wait for room before another idle connection is told to end, or it is looked again whether somebody waits.
+const CROWDED: Duration = Duration::from_millis(20);
 /// How long to wait for the rest of a preface whose beginning has come.
 const REST: Duration = Duration::from_millis(5);
 /// How long a new connection may take to say its first word once the server is to stop.
@@ -60,6 +65,7 @@ pub(super) struct Connections {
     settings: HttpServer,
     answers: Answers,
     room: Arc<Semaphore>,
+    crowd: Crowd,
     idle: Arc<Idle>,
 }
 
@@ -84,6 +90,7 @@ impl Connections {
             requests: Arc::new(Requests::new(handler, settings.clone(), answers.clone())),
             answers,
             room: Arc::new(Semaphore::new(settings.limits.max_connections as usize)),
+            crowd: Crowd::default(),
             idle: Arc::new(Idle::new(&settings, is_again)),
             settings,
         }
@@ -174,14 +181,28 @@ impl Connections {
     /// The next connection, once there is room for one.
     async fn accept(&self, listener: &TcpListener) -> (TcpStream, OwnedSemaphorePermit) {
         loop {
-            if let Ok(room) = Arc::clone(&self.room).acquire_owned().await {
-                match listener.accept().await {
-                    Ok((stream, _)) => return (stream, room),
-                    Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => continue,
-                    Err(_) => {}
-                }
+            let room = self.room(listener).await;
+            match listener.accept().await {
+                Ok((stream, _)) => return (stream, room),
+                Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => continue,
+                Err(_) => tokio::time::sleep(SHORTAGE).await,
             }
-            tokio::time::sleep(SHORTAGE).await;
+        }
+    }
+
+    /// Room for one more connection. Where there is none and somebody waits for it, a connection that is idle ends.
+    async fn room(&self, listener: &TcpListener) -> OwnedSemaphorePermit {
+        let mut room = pin!(Arc::clone(&self.room).acquire_owned());
+        let mut patience = Duration::ZERO;
+        loop {
+            // The semaphore is never closed.
+            if let Ok(Ok(room)) = tokio::time::timeout(patience, room.as_mut()).await {
+                return room;
+            }
+            if is_somebody_waiting(listener) {
+                self.crowd.make_room();
+            }
+            patience = CROWDED;
         }
     }
 
@@ -202,10 +223,11 @@ impl Connections {
     /// Serves one connection to its end, in the version that its client speaks.
     async fn speak(&self, stream: TcpStream, mut stopped: watch::Receiver<bool>, open: Open) {
         let _ = stream.set_nodelay(true);
-        let Some(is_http2) = self.version(&stream, &mut stopped).await else {
+        let activity = Arc::new(Activity::new());
+        let _listed = self.crowd.enter(&activity);
+        let Some(is_http2) = self.version(&stream, &activity, &mut stopped).await else {
             return;
         };
-        let activity = Arc::new(Activity::new());
         let (requests, own) = (Arc::clone(&self.requests), Arc::clone(&activity));
         let idle = Arc::clone(&self.idle);
         let service = service_fn(move |request: Request<Incoming>| {
@@ -228,10 +250,11 @@ impl Connections {
         }
     }
 
-    /// Whether the client speaks HTTP/2; `None` if it says nothing in time.
+    /// Whether the client speaks HTTP/2; `None` if it says nothing in time, or before its room is needed.
     async fn version(
         &self,
         stream: &TcpStream,
+        activity: &Activity,
         stopped: &mut watch::Receiver<bool>,
     ) -> Option<bool> {
         let timeout = Duration::from_secs(self.settings.limits.header_timeout_s.into());
@@ -240,8 +263,10 @@ impl Connections {
             tokio::time::sleep(FIRST_BYTES_TIMEOUT).await;
         };
         tokio::select! {
+            biased;
             seen = tokio::time::timeout(timeout, speaks_http2(stream)) => seen.ok()?.ok(),
             () = hurried => None,
+            () = activity.is_spared.notified() => None,
         }
     }
 
@@ -273,7 +298,9 @@ impl Connections {
         builder
     }
 
-    /// Drives a connection, and ends it when nothing has happened on it for long or the server stops.
+    /// Drives a connection, and ends it when nothing has happened on it for long, its room is needed or the server stops. One
+    /// whose client does not take the end of an answer ends, too, but others that share it have as long for their requests as
+    /// a client may take nothing.
     async fn attend<C: GracefulConnection>(
         &self,
         connection: C,
@@ -283,31 +310,51 @@ impl Connections {
         let timeout = Duration::from_secs(self.settings.limits.header_timeout_s.into());
         let mut connection = pin!(connection);
         let mut timer = pin!(tokio::time::sleep(timeout));
-        let mut is_ending = false;
+        let (mut is_ending, mut is_stuck, mut is_stopping) = (false, false, false);
         loop {
-            tokio::select! {
+            // How long it has from now on.
+            let next = tokio::select! {
                 _ = connection.as_mut() => return,
-                () = activity.is_stuck.notified() => return,
-                _ = stopped.wait_for(|stopped| *stopped), if !is_ending => {
-                    is_ending = true;
-                    connection.as_mut().graceful_shutdown();
-                    timer.as_mut().reset((Instant::now() + CLOSE_TIMEOUT).into());
-                }
-                () = timer.as_mut() => {
-                    let idle = activity.idle();
-                    if is_ending && idle >= CLOSE_TIMEOUT {
+                () = activity.is_stuck.notified(), if !is_stuck => {
+                    if is_stopping {
                         return;
                     }
-                    if !is_ending && idle >= timeout {
-                        is_ending = true;
-                        connection.as_mut().graceful_shutdown();
-                    }
-                    let next = if is_ending { CLOSE_TIMEOUT } else { timeout.saturating_sub(idle) };
-                    timer.as_mut().reset((Instant::now() + next).into());
+                    is_stuck = true;
+                    timeout
                 }
+                _ = stopped.wait_for(|stopped| *stopped), if !is_stopping => {
+                    is_stopping = true;
+                    CLOSE_TIMEOUT
+                }
+                () = activity.is_spared.notified(), if !is_ending => CLOSE_TIMEOUT,
+                () = timer.as_mut() => {
+                    let idle = activity.idle();
+                    if is_stuck || (is_ending && idle >= CLOSE_TIMEOUT) {
+                        return;
+                    }
+                    if !is_ending && idle < timeout {
+                        timer.as_mut().reset((Instant::now() + timeout.saturating_sub(idle)).into());
+                        continue;
+                    }
+                    CLOSE_TIMEOUT
+                }
+            };
+            if !std::mem::replace(&mut is_ending, true) {
+                connection.as_mut().graceful_shutdown();
             }
+            timer.as_mut().reset((Instant::now() + next).into());
         }
     }
+}
+
+/// Whether the kernel has accepted somebody.
+fn is_somebody_waiting(listener: &TcpListener) -> bool {
+    let mut fds = [PollFd::new(listener, PollFlags::IN)];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    matches!(poll(&mut fds, Some(&now)), Ok(1..))
 }
 
 /// Whether the first bytes are HTTP/2's. Errors: the connection broke, or ended before it said anything.

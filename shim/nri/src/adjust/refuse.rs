@@ -29,6 +29,10 @@ pub const FIELDS: [&str; 20] = [
     "updates",
 ];
 
+/// Most entries of one field of an adjustment, and most updates that come with it. More take long to look at, as each is compared
+/// with those before it, and no container has a use for them.
+pub const MOST_ENTRIES: usize = 4096;
+
 /// What may be adjusted of a container.
 pub struct Rules<'a> {
     /// Fields that the operator refuses.
@@ -44,6 +48,9 @@ impl Rules<'_> {
             if is_set {
                 self.check_field(field)?;
             }
+        }
+        for (field, entries) in entries(adjust) {
+            check_number(field, entries)?;
         }
         if self.is_wasm {
             adjust.rlimits.iter().try_for_each(fits_instances)?;
@@ -79,8 +86,9 @@ impl Rules<'_> {
         }
     }
 
-    /// Errors: the operator refuses updates of other containers.
+    /// Errors: the operator refuses updates of other containers, or they are too many.
     pub fn check_updates(&self, updates: &[nri::ContainerUpdate]) -> Result<(), String> {
+        check_number("updates", updates.len())?;
         match updates.is_empty() {
             true => Ok(()),
             false => self.check_field("updates"),
@@ -98,6 +106,29 @@ fn fits_instances(limit: &nri::PosixRlimit) -> Result<(), String> {
             limit.r#type
         )),
     }
+}
+
+/// Errors: a field has more entries than are looked at.
+pub fn check_number(field: &str, entries: usize) -> Result<(), String> {
+    if entries > MOST_ENTRIES {
+        return Err(format!(
+            "{field}: has {entries} entries, more than {MOST_ENTRIES}"
+        ));
+    }
+    Ok(())
+}
+
+/// The fields that are lists, and how long they are.
+fn entries(adjust: &nri::ContainerAdjustment) -> [(&'static str, usize); 6] {
+    let devices = adjust.linux.as_ref().map_or(0, |linux| linux.devices.len());
+    [
+        ("annotations", adjust.annotations.len()),
+        ("mounts", adjust.mounts.len()),
+        ("env", adjust.env.len()),
+        ("rlimits", adjust.rlimits.len()),
+        ("cdi_devices", adjust.cdi_devices.len()),
+        ("devices", devices),
+    ]
 }
 
 /// Every field, and whether the adjustment has it.

@@ -1,5 +1,6 @@
 //! Adjustments of one and of several plugins.
 
+use super::refuse::MOST_ENTRIES;
 use super::*;
 
 const OPEN: Rules<'static> = Rules {
@@ -317,4 +318,29 @@ fn a_webassembly_container_and_an_operator_refuse_more() {
         OPEN.check_updates(&[nri::ContainerUpdate::default()])
             .is_ok()
     );
+}
+
+#[test]
+fn an_adjustment_with_more_entries_than_any_container_needs_is_refused_before_it_is_looked_at() {
+    let many = |number: usize| {
+        let mut adjust = variable("-A", "");
+        adjust.env = (0..number)
+            .map(|at| nri::KeyValue {
+                key: format!("{at}"),
+                ..nri::KeyValue::default()
+            })
+            .collect();
+        adjust
+    };
+    let began = std::time::Instant::now();
+    // As many as fit into a message.
+    let refused = adjustments().add("10-a", many(400_000), &OPEN).unwrap_err();
+    assert!(refused.starts_with("env: has 400000 entries"), "{refused}");
+    assert!(began.elapsed() < std::time::Duration::from_secs(5));
+    adjustments()
+        .add("10-a", many(MOST_ENTRIES), &OPEN)
+        .unwrap();
+    let update = nri::ContainerUpdate::default();
+    let refused = OPEN.check_updates(&vec![update; MOST_ENTRIES + 1]);
+    assert!(refused.unwrap_err().starts_with("updates: has "));
 }

@@ -153,6 +153,85 @@ async fn a_client_that_takes_nothing_of_its_answer_loses_it_and_makes_room_for_o
     daemon.finish().await.unwrap();
 }
 
+/// A client of HTTP/2 that lets nobody send it data. One of its requests is answered and the end of that is left, the other one
+/// is complete only when the server says that the connection ends. Whether that one was answered whole.
+fn is_answered_beside_a_stuck_one(at: std::net::SocketAddr) -> bool {
+    let mut stream = TcpStream::connect(at).unwrap();
+    let patience = Duration::from_secs(15);
+    stream.set_read_timeout(Some(patience)).unwrap();
+    let no_window = [0, 4, 0, 0, 0, 0];
+    let hello = [&[0x82, 0x86, 0x04, 6][..], b"/hello", &[0x01, 1], b"f"].concat();
+    let echo = [&[0x83, 0x86, 0x04, 5][..], b"/echo", &[0x01, 1], b"f"].concat();
+    let begin = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        frame(4, 0, 0, &no_window),
+        frame(1, 4, 1, &echo),
+        frame(1, 5, 3, &hello),
+    ];
+    stream.write_all(&begin.concat()).unwrap();
+    loop {
+        let mut head = [0; 9];
+        if stream.read_exact(&mut head).is_err() {
+            return false;
+        }
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; length as usize];
+        stream.read_exact(&mut payload).unwrap();
+        match (head[3], head[4], head[8]) {
+            (4, 0, _) => stream.write_all(&frame(4, 1, 0, &[])).unwrap(),
+            (6, 0, _) => stream.write_all(&frame(6, 1, 0, &payload)).unwrap(),
+            // GOAWAY, of which there are two.
+            (7, ..) => drop(stream.write_all(&frame(0, 1, 1, &[]))),
+            (0 | 1, flags, 1) if flags & 1 != 0 => return true,
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn requests_that_share_a_connection_with_an_unread_answer_are_finished() {
+    let config = "[handlers.coracle.http]\nheader_timeout_s = 2\nmax_connections = 1\n";
+    let (daemon, image) = functions_with(config).await;
+    let function = run(&daemon, &image, "shared", &[]).await;
+    assert!(is_answered_beside_a_stuck_one(function.at));
+    assert_eq!(function.get("/hello").0, 200);
+    daemon.finish().await.unwrap();
+}
+
+/// A client that has had an answer, or has said nothing, and keeps its connection open.
+fn keep_open(at: std::net::SocketAddr, is_silent: bool) -> TcpStream {
+    let mut stream = TcpStream::connect(at).unwrap();
+    if is_silent {
+        return stream;
+    }
+    stream
+        .set_read_timeout(Some(Duration::from_secs(15)))
+        .unwrap();
+    stream
+        .write_all(b"GET /hello HTTP/1.1\r\nHost: f\r\n\r\n")
+        .unwrap();
+    assert_ne!(stream.read(&mut [0; 512]).unwrap(), 0);
+    stream
+}
+
+#[tokio::test]
+async fn idle_connections_make_room_for_others_and_busy_ones_do_not() {
+    let config = "[handlers.coracle.http]\nheader_timeout_s = 60\nmax_connections = 3\n";
+    let (daemon, image) = functions_with(config).await;
+    let function = run(&daemon, &image, "crowded", &[]).await;
+    let busy = function.begin("/sleep/4000");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let begun = Instant::now();
+    let mut kept = Vec::new();
+    for is_silent in [false, true, false, true, true, true] {
+        kept.push(keep_open(function.at, is_silent));
+        assert_eq!(function.get("/hello").0, 200);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(4), "others waited");
+    assert_eq!(busy.answer(), (200, "slept\n".to_owned()));
+    daemon.finish().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_guest_that_is_slow_to_write_keeps_its_client() {
     let config = "[handlers.coracle.http]\nheader_timeout_s = 1\n";

@@ -23,6 +23,8 @@ pub(super) struct Activity {
     ended: AtomicU64,
     /// What HTTP/2 holds of an answer is not taken.
     pub(super) is_stuck: Notify,
+    /// A newcomer needs its room.
+    pub(super) is_spared: Notify,
 }
 
 /// Runs the streams of one connection of HTTP/2.
@@ -67,6 +69,7 @@ impl Activity {
             requests: AtomicUsize::new(0),
             ended: AtomicU64::new(0),
             is_stuck: Notify::new(),
+            is_spared: Notify::new(),
         }
     }
 
