@@ -3,11 +3,13 @@
 //! Called by: `serve`, once, and the reload. Invariant: nothing is checked here; every value of a [`Config`] has been.
 //! Must not know: what effects do with it.
 
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use coracle_config::{self as config, Config, Ipv6};
 use coracle_host::{HostConfig, LiveConfig, LogRoot};
 use coracle_lifecycle::HandlerSettings;
+use coracle_spec::egress::{Cidr, Internal};
 use coracle_spec::live::Live;
 use coracle_spec::{ResourceLimit, Spawn};
 
@@ -36,6 +38,7 @@ pub fn live_config(config: &Config) -> LiveConfig {
     LiveConfig {
         denied_node_ports: config.network.denied_node_ports.clone(),
         name_servers: config.network.name_servers.clone(),
+        internal: internal(&config.network),
         create_host_paths: config.sandbox.create_host_paths,
         cdi_spec_dirs: config.cdi.spec_dirs.clone(),
         handlers: handlers
@@ -45,6 +48,16 @@ pub fn live_config(config: &Config) -> LiveConfig {
             })
             .collect(),
     }
+}
+
+/// The addresses of the built-in network's pods are internal, whatever they are.
+fn internal(network: &config::Network) -> Internal {
+    let mut internal = network.internal.clone();
+    let v4 = Cidr::new(network.subnet.base.into(), network.subnet.prefix);
+    let v6 = |subnet: config::Subnet<Ipv6Addr>| Cidr::new(subnet.base.into(), subnet.prefix);
+    internal.networks.extend(v4);
+    internal.networks.extend(network.subnet_v6.and_then(v6));
+    internal
 }
 
 fn handler_config(handler: &config::Handler) -> HandlerSettings {

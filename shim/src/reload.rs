@@ -52,11 +52,13 @@ pub fn metrics() -> [&'static dyn Metric; 3] {
 }
 
 /// Settings, and tables of settings, that take effect at once; everything else waits for a restart.
-const AT_ONCE: [&str; 13] = [
+const AT_ONCE: [&str; 15] = [
     "log.level",
     "log.targets",
     "network.denied_node_ports",
     "network.name_servers",
+    "network.internal_domains",
+    "network.internal_networks",
     "sandbox.create_host_paths",
     "cdi.spec_dirs",
     "wasm.compile_timeout_s",

@@ -6,10 +6,12 @@
 //! loopback                                    accept
 //! DNS to the pod's servers                    accept if a host is listed by name
 //! addresses that are always denied            reject, also where an IPv6 address embeds one
-//! listed addresses, listed ports              accept
+//! listed addresses, names that lead inside    accept, at their ports
+//! internal addresses                          reject, also where an IPv6 address embeds one
+//! other listed names                          accept, at their ports
 //! everything else                             reject
 //! ```
-//! A host that is listed by name has no address yet, so its port is open to all addresses that are not denied; the
+//! A host that is listed by name has no address yet, so its port is open to all addresses that such a name may have; the
 //! host functions of a Wasm guest check the names themselves. A rejected connection fails at once, not after minutes.
 //! Who sends to itself under the address of somebody it may not reach (IPV6_FREEBIND needs no privilege) would have been
 //! called by that address, and could answer it: so sources of first packets are checked, on loopback, too.
@@ -22,13 +24,17 @@ use std::os::fd::BorrowedFd;
 use super::error::Error;
 use super::netlink::Netlink;
 use super::nft::{Base, Batch, Element, Hook, Kind, Nft, Rule, Set, Type, concat};
-use coracle_spec::egress::{Cidr, Denied, Egress, FORMS, List, Target};
+use coracle_spec::egress::{Cidr, Denied, Egress, FORMS, Form, List, Rule as Entry, Target};
 
 /// The table in a pod's namespace.
 const TABLE: &str = "coracle-egress";
 const OUT: &str = "out";
 const LISTED: &str = "listed";
 const PORTS: &str = "ports";
+const NAMED: &str = "named";
+const NAMED_PORTS: &str = "named_ports";
+const INTERNAL: &str = "internal";
+const INTERNAL_EMBEDDED: &str = "internal_embedded";
 const REFUSED: &str = "refused";
 const NODE: &str = "node";
 const EMBEDDED_V4: &str = "embedded_v4";
@@ -98,8 +104,6 @@ fn table(list: &List, resolvers: &[IpAddr]) -> Batch {
         accepts: false,
     };
     batch.add_chain(OUT, Some(base));
-    batch.add_chain(LISTED, None);
-    batch.add_chain(PORTS, None);
     batch.add_chain(REFUSED, None);
     // An ICMP error about a SYN is lost while connect(2) still holds the socket; a reset is not.
     let tcp = Rule::default().protocol(libc::IPPROTO_TCP as u8);
@@ -107,16 +111,12 @@ fn table(list: &List, resolvers: &[IpAddr]) -> Batch {
     batch.add_rule(REFUSED, &Rule::default().reject());
     pass(&mut batch, resolvers);
     refuse(&mut batch, &list.denied);
-    for rule in targets(list) {
-        batch.add_rule(LISTED, &rule);
-    }
-    for rule in ports(list) {
-        batch.add_rule(PORTS, &rule);
-    }
-    batch.add_rule(OUT, &Rule::default().jump(LISTED));
-    for protocol in WITH_PORTS {
-        let rule = Rule::default().protocol(protocol as u8);
-        batch.add_rule(OUT, &rule.jump(PORTS));
+    let (inside, outside): (Vec<&Entry>, Vec<&Entry>) =
+        list.rules.iter().partition(|rule| list.leads_inside(rule));
+    accept(&mut batch, [LISTED, PORTS], &inside);
+    if !outside.is_empty() {
+        refuse_internal(&mut batch, list);
+        accept(&mut batch, [NAMED, NAMED_PORTS], &outside);
     }
     batch.add_rule(OUT, &Rule::default().jump(REFUSED));
     batch
@@ -197,16 +197,49 @@ fn refuse_embedded_v4(batch: &mut Batch, denied: &Denied) {
             let rule = Rule::default().ipv6().destination_bits(mask, value);
             batch.add_rule(EMBEDDED_V4, &rule.jump(REFUSED));
         }
-        let runs = form.runs();
-        let set = match runs.len() {
-            1 => NODE_V4,
-            2 => NODE_TORN[0],
-            _ => NODE_TORN[1],
-        };
-        let rule = towards(form.network()).destination_runs_in(&runs, set);
-        batch.add_rule(EMBEDDED_V4, &rule.jump(NODE));
+        batch.add_rule(EMBEDDED_V4, &embedding_node(form).jump(NODE));
     }
     batch.add_rule(OUT, &Rule::default().ipv6().jump(EMBEDDED_V4));
+}
+
+/// Only packets to an address of this form in which one of the node's is embedded.
+fn embedding_node(form: Form) -> Rule {
+    let runs = form.runs();
+    let set = match runs.len() {
+        1 => NODE_V4,
+        2 => NODE_TORN[0],
+        _ => NODE_TORN[1],
+    };
+    towards(form.network()).destination_runs_in(&runs, set)
+}
+
+/// Rejects the internal addresses. Not for what is listed by address, nor for names that lead inside.
+fn refuse_internal(batch: &mut Batch, list: &List) {
+    batch.add_chain(INTERNAL, None);
+    batch.add_chain(INTERNAL_EMBEDDED, None);
+    for network in list.internal_networks() {
+        batch.add_rule(INTERNAL, &towards(network).jump(REFUSED));
+        let IpAddr::V4(base) = network.base() else {
+            continue;
+        };
+        for form in FORMS {
+            let (mask, value) = form.bits_of(base, network.bits());
+            let rule = Rule::default().ipv6().destination_bits(mask, value);
+            batch.add_rule(INTERNAL_EMBEDDED, &rule.jump(REFUSED));
+        }
+    }
+    for form in FORMS {
+        batch.add_rule(INTERNAL_EMBEDDED, &embedding_node(form).jump(REFUSED));
+    }
+    let node = [
+        Rule::default().ipv4().destination_in(NODE_V4),
+        Rule::default().ipv6().destination_in(NODE_V6),
+    ];
+    for rule in node {
+        batch.add_rule(INTERNAL, &rule.jump(REFUSED));
+    }
+    batch.add_rule(INTERNAL, &Rule::default().ipv6().jump(INTERNAL_EMBEDDED));
+    batch.add_rule(OUT, &Rule::default().jump(INTERNAL));
 }
 
 /// The octets of an address as fields of a set's key.
@@ -229,25 +262,25 @@ fn key(address: &IpAddr) -> Element {
     }
 }
 
-/// Accepts targets at all ports.
-fn targets(list: &List) -> impl Iterator<Item = Rule> {
-    let open = list.rules.iter().filter(|rule| rule.port.is_none());
-    open.map(|rule| match rule.target {
-        Target::Cidr(cidr) => towards(cidr).accept(),
-        Target::Name(_) | Target::Suffix(_) => Rule::default().accept(),
-    })
-}
-
-/// Accepts targets at one port.
-fn ports(list: &List) -> impl Iterator<Item = Rule> {
-    list.rules.iter().filter_map(|rule| {
-        let port = rule.port?;
-        let from = match rule.target {
+/// Accepts `entries`, by way of two chains: targets at all ports, and at one.
+fn accept(batch: &mut Batch, [open, at_port]: [&str; 2], entries: &[&Entry]) {
+    batch.add_chain(open, None);
+    batch.add_chain(at_port, None);
+    for entry in entries {
+        let target = match entry.target {
             Target::Cidr(cidr) => towards(cidr),
             Target::Name(_) | Target::Suffix(_) => Rule::default(),
         };
-        Some(from.ports(port, port).accept())
-    })
+        match entry.port {
+            None => batch.add_rule(open, &target.accept()),
+            Some(port) => batch.add_rule(at_port, &target.ports(port, port).accept()),
+        }
+    }
+    batch.add_rule(OUT, &Rule::default().jump(open));
+    for protocol in WITH_PORTS {
+        let rule = Rule::default().protocol(protocol as u8);
+        batch.add_rule(OUT, &rule.jump(at_port));
+    }
 }
 
 fn towards(cidr: Cidr) -> Rule {

@@ -5,13 +5,15 @@
 //! covers all processes of the pod and knows only addresses.
 //! Invariants: denied addresses are refused even if they are listed or a name resolves to them ([`Denied`]); an
 //! address is checked in its canonical form, so that `::ffff:169.254.169.254` is 169.254.169.254, and denied if it
-//! embeds a denied IPv4 address (`embedded_ipv4`); loopback, incoming connections and their answers are not limited.
+//! embeds a denied IPv4 address (`embedded_ipv4`); a name leads to an internal address only if the operator says so
+//! ([`Internal`]); loopback, incoming connections and their answers are not limited.
 //! Not here: the annotation's name, DNS, sockets.
 
 mod cover;
 mod embedded_ipv4;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
+mod internal;
 mod parse;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -19,7 +21,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 pub use embedded_ipv4::{FORMS, Form};
-pub use parse::BadRule;
+pub use internal::Internal;
+pub use parse::{BadRule, domain};
 
 /// The port of DNS.
 const DNS_PORT: u16 = 53;
@@ -46,6 +49,9 @@ pub struct List {
     /// TCP ports that the pod's containers declare: they are reachable over loopback without a list entry.
     #[serde(default)]
     pub own_ports: Vec<u16>,
+    /// Which addresses are internal, and which names may resolve to them.
+    #[serde(default)]
+    pub internal: Internal,
 }
 
 /// Addresses that are always denied, besides link-local ones, where clouds serve credentials.
@@ -79,8 +85,9 @@ pub enum Target {
     Suffix(String),
 }
 
-/// All addresses that share their first bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// All addresses that share their first bits; as text `ADDRESS[/BITS]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Cidr {
     base: IpAddr,
     bits: u8,
@@ -93,6 +100,8 @@ pub enum Decision {
     Allowed,
     /// Refused: no rule lists it.
     Unlisted,
+    /// Refused: it is internal, and listed only by a name that may not lead there.
+    Internal,
     /// Refused, and no rule could allow it.
     Never,
 }
@@ -123,12 +132,19 @@ impl Egress {
         self.judge(target, covers)
     }
 
-    /// Whether `target` is allowed because `name` resolved to its address. Denied addresses stay denied: a name that
-    /// resolves to the node or to a metadata service opens neither.
+    /// Whether `target` is allowed because `name`, in full, resolved to its address. Denied addresses stay denied, and
+    /// internal ones too unless the name is the operator's: a name that resolves to the node, a metadata service, a
+    /// cluster's service or another pod opens none of them.
     #[must_use]
     pub fn allows_resolved(&self, name: &str, target: SocketAddr) -> Decision {
         let name = normal(name);
-        self.judge(target, |rule| rule.target.names(&name))
+        let decision = self.judge(target, |rule| rule.target.names(&name));
+        match self {
+            Self::Listed(list) if decision.is_allowed() && !list.takes(&name, target.ip()) => {
+                Decision::Internal
+            }
+            _ => decision,
+        }
     }
 
     /// Whether `name` may be resolved to connect to `port`, or to any port if `None`. [`Egress::allows_resolved`] then

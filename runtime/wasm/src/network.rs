@@ -2,8 +2,9 @@
 //!
 //! Each guest has one [`Guard`], shared by its sockets, its name lookups and its HTTP client.
 //! Invariants: an address is reachable only if it is listed, or if a listed name resolved to it for this guest; some
-//! addresses stay refused whatever name resolves to them (`allows_resolved`); only listed names are looked up.
-//! The rules are in [`coracle_spec::egress`]; nftables enforces the same rules without the names.
+//! addresses stay refused whatever name resolves to them, and internal ones unless the operator says that the name may lead
+//! there (`allows_resolved`); only listed names are looked up, and what counts is the name in full, since a pod chooses its
+//! search list. The rules are in [`coracle_spec::egress`]; nftables enforces the same rules without the names.
 
 mod message;
 mod resolver;
@@ -16,7 +17,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use wasmtime_wasi::sockets::SocketAddrUse;
 
 use coracle_spec::WasmNetwork;
-use coracle_spec::egress::Egress;
+use coracle_spec::egress::{Decision, Egress};
 
 /// Most answers of name lookups that are remembered per guest.
 const MAX_ANSWERS: usize = 1024;
@@ -100,7 +101,7 @@ impl Guard {
             SocketAddrUse::TcpConnect => self.may_connect(target),
             SocketAddrUse::UdpSend => {
                 let permitted = self.may_reach(target);
-                self.record_refusal(permitted, || target.to_string());
+                self.record_refusal(permitted, || self.described(target));
                 permitted
             }
             SocketAddrUse::TcpBind
@@ -119,7 +120,7 @@ impl Guard {
             None => true,
         };
         let permitted = has_port && self.may_reach(target);
-        self.record_refusal(permitted, || target.to_string());
+        self.record_refusal(permitted, || self.described(target));
         permitted
     }
 
@@ -139,13 +140,29 @@ impl Guard {
         let WasmNetwork::On(egress) = &self.policy else {
             return false;
         };
+        egress.allows_addr(target).is_allowed() || self.name_of(target, Decision::Allowed).is_some()
+    }
+
+    /// A name that resolved to `target` for this guest and that is judged like this.
+    fn name_of(&self, target: SocketAddr, decision: Decision) -> Option<String> {
+        let WasmNetwork::On(egress) = &self.policy else {
+            return None;
+        };
         let address = target.ip().to_canonical();
-        egress.allows_addr(target).is_allowed()
-            || self
-                .answers()
-                .iter()
-                .filter(|(known, _)| *known == address)
-                .any(|(_, name)| egress.allows_resolved(name, target).is_allowed())
+        let answers = self.answers();
+        let mut named = answers.iter().filter(|(known, _)| *known == address);
+        let (_, name) = named.find(|(_, name)| egress.allows_resolved(name, target) == decision)?;
+        Some(name.clone())
+    }
+
+    /// A refused `target` as text, with the name that does not open it.
+    fn described(&self, target: SocketAddr) -> String {
+        match self.name_of(target, Decision::Internal) {
+            Some(name) => format!(
+                "{target}, an internal address to which {name} resolved (only names below network.internal_domains lead there)"
+            ),
+            None => target.to_string(),
+        }
     }
 
     /// Whether `name` may be looked up, for any port. `localhost` is always allowed: it never leaves the pod.
@@ -171,9 +188,7 @@ impl Guard {
             name.escape_debug().to_string()
         });
         let found = found?;
-        for name in [name, &found.name] {
-            self.record_answer(name, &found.addresses);
-        }
+        self.record_answer(&found.name, &found.addresses);
         Ok(found.addresses)
     }
 
@@ -249,6 +264,31 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_is_pointed_inside_opens_nothing_there() {
+        let guard = listed(&[
+            ".example.com:443",
+            "192.168.1.7:443",
+            "db.team.svc.cluster.local",
+        ]);
+        let connect = |target| guard.permits(at(target), SocketAddrUse::TcpConnect);
+        let inside: [IpAddr; 4] = ["10.96.0.1", "192.168.1.7", "192.168.1.8", "fd00::7"]
+            .map(|address| address.parse().unwrap());
+        guard.record_answer("x.example.com", &inside);
+        assert!(!connect("10.96.0.1:443"));
+        let refused = guard.refused().unwrap();
+        for part in ["10.96.0.1:443", "x.example.com", "network.internal_domains"] {
+            assert!(refused.contains(part), "{refused}");
+        }
+        for shut in ["192.168.1.8:443", "[fd00::7]:443", "[::ffff:10.96.0.1]:443"] {
+            assert!(!connect(shut), "{shut}");
+            assert!(!guard.permits(at(shut), SocketAddrUse::UdpSend), "{shut}");
+        }
+        assert!(connect("192.168.1.7:443"), "listed by its address");
+        guard.record_answer("db.team.svc.cluster.local", &inside);
+        assert!(connect("10.96.0.1:5432") && connect("[fd00::7]:5432"));
+    }
+
+    #[test]
     fn tcp_is_held_to_the_listed_ports_where_every_entry_has_one() {
         let guard = listed(&["api.example.com:443", "203.0.113.7:8080"]);
         let connect = |target| guard.permits(at(target), SocketAddrUse::TcpConnect);
@@ -274,10 +314,10 @@ mod tests {
     fn remembered_answers_are_bounded() {
         let guard = listed(&[".example.com"]);
         for number in 0..2 * MAX_ANSWERS {
-            let address = IpAddr::from([10, 0, (number >> 8) as u8, number as u8]);
+            let address = IpAddr::from([203, 0, (number >> 8) as u8, number as u8]);
             guard.record_answer("a.example.com", &[address]);
         }
         assert_eq!(guard.answers().len(), MAX_ANSWERS);
-        assert!(guard.may_reach(at("10.0.7.255:1")) && !guard.may_reach(at("10.0.0.0:1")));
+        assert!(guard.may_reach(at("203.0.7.255:1")) && !guard.may_reach(at("203.0.0.0:1")));
     }
 }

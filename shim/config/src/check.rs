@@ -12,8 +12,8 @@ use super::file::{CgroupFile, ConfigFile, Ipv6, LogFile, NetworkFile, SandboxFil
 use super::subnet::Subnet;
 use super::values::{Invalid, invalid, plain_absolute, within};
 use super::{
-    Cgroup, Config, Log, Network, Sandbox, cdi, exec, handlers, helpers, images, metrics, nri,
-    streaming, tracing, wasm,
+    Cgroup, Config, Log, Network, Sandbox, cdi, egress, exec, handlers, helpers, images, metrics,
+    nri, streaming, tracing, wasm,
 };
 
 /// The number of pods whose id ranges must fit after `id_base`: a full node and as many again.
@@ -165,6 +165,7 @@ fn network(file: &NetworkFile, run: &Path) -> Result<Network, Invalid> {
             .map(|port| (*port, *port))
             .collect(),
         name_servers: name_servers(&file.name_servers)?,
+        internal: egress::internal(file)?,
         interface_prefix: interface_prefix(&file.interface_prefix)?,
         netns_dir: match file.netns_dir.as_os_str().is_empty() {
             true => run.join("netns"),

@@ -1,12 +1,36 @@
-//! The value of an `egress` setting as written: `"any"`, `"none"`, or a list of targets.
+//! The value of an `egress` setting as written: `"any"`, `"none"`, or a list of targets; and what is internal for them.
 //!
-//! Called by serde. Invariant: a value that is printed is read back as the same value.
+//! Called by serde, and by [`super::check`]. Invariant: a value that is printed is read back as the same value.
 //! Must not know: whether a target is valid; `handlers` checks that.
 
 use std::fmt;
 
+use coracle_spec::egress::{Internal, domain};
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::file::NetworkFile;
+use super::values::Invalid;
+
+/// What is internal. Errors: text that is no domain or no network.
+pub(super) fn internal(file: &NetworkFile) -> Result<Internal, Invalid> {
+    let refused = |key: &'static str, text: &str, why: String| Invalid {
+        key: key.into(),
+        why: format!("has {text:?}, which {why}"),
+    };
+    let domains = file
+        .internal_domains
+        .iter()
+        .map(|text| domain(text).map_err(|why| refused("network.internal_domains", text, why)));
+    let networks = file.internal_networks.iter().map(|text| {
+        let network = text.parse();
+        network.map_err(|why| refused("network.internal_networks", text, why))
+    });
+    Ok(Internal {
+        domains: domains.collect::<Result<_, _>>()?,
+        networks: networks.collect::<Result<_, _>>()?,
+    })
+}
 
 /// The destinations that pods may reach, as text.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -12,6 +12,7 @@ mod images;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use coracle_spec::egress::Internal;
 use serde::{Deserialize, Serialize};
 
 pub use super::cdi::CdiFile;
@@ -250,6 +251,10 @@ pub struct NetworkFile {
     pub denied_node_ports: Vec<u16>,
     /// Name servers of pods that an egress list of this configuration holds; those of the node if empty.
     pub name_servers: Vec<String>,
+    /// Domains whose names in egress lists may resolve to internal addresses.
+    pub internal_domains: Vec<String>,
+    /// Networks that are internal besides the private ones, `ADDRESS/BITS`.
+    pub internal_networks: Vec<String>,
     /// Directory in which pods' network namespaces are mounted; below `run` if empty.
     pub netns_dir: PathBuf,
     /// Directory of CNI network configurations.
@@ -271,6 +276,8 @@ impl Default for NetworkFile {
             masquerade: false,
             denied_node_ports: Vec::new(),
             name_servers: Vec::new(),
+            internal_domains: Internal::default().domains,
+            internal_networks: Vec::new(),
             netns_dir: PathBuf::new(),
             cni_conf_dir: PathBuf::from("/etc/cni/net.d"),
             cni_bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],

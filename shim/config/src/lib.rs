@@ -53,6 +53,7 @@ pub use subnet::{Family, Subnet};
 pub use tracing::{TraceCollector, Tracing};
 pub use wasm::Wasm;
 
+use coracle_spec::egress::Internal;
 use file::{ConfigFile, SOCKET_NAME};
 use sources::{Merged, Source};
 
@@ -141,6 +142,8 @@ pub struct Network {
     pub denied_node_ports: Vec<(u16, u16)>,
     /// Name servers of pods that an operator's egress list holds; those of the node if empty.
     pub name_servers: Vec<IpAddr>,
+    /// Which addresses a name in an egress list leads to only below certain domains.
+    pub internal: Internal,
     /// The directory in which pods' network namespaces are mounted. Absolute, of this daemon alone; gone after a
     /// reboot.
     pub netns_dir: PathBuf,

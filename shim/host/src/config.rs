@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use coracle_lifecycle::{Error, HandlerSettings, Kind, PodRecord};
+use coracle_spec::egress::Internal;
 use coracle_spec::live::Live;
 
 use super::log::LogRoot;
@@ -51,6 +52,8 @@ pub struct LiveConfig {
     pub denied_node_ports: Vec<(u16, u16)>,
     /// Name servers of pods that an operator's egress list holds; those of the node if empty.
     pub name_servers: Vec<IpAddr>,
+    /// Which addresses a name in an egress list leads to only below certain domains.
+    pub internal: Internal,
     /// Missing host paths of mounts are created.
     pub create_host_paths: bool,
     /// Directories of CDI specifications; the later one wins.

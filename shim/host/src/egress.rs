@@ -13,16 +13,17 @@ use coracle_spec::egress::Egress;
 use coracle_spec::{WasmKind, WasmNetwork};
 
 use super::errors::network_error;
-use super::{Host, linux};
+use super::{Host, LiveConfig, linux};
 
-/// The destinations that a pod may reach, with the node's current addresses, at which the built-in and the `denied`
-/// ports are never open. Blocks. Errors: the kernel does not list its addresses.
-pub(super) fn reach(config: &SandboxConfig, denied: &[(u16, u16)]) -> Result<Egress, Error> {
+/// The destinations that a pod may reach, with the node's current addresses, at which the built-in ports and those of the
+/// configuration are never open, and with what is internal now. Blocks. Errors: the kernel does not list its addresses.
+pub(super) fn reach(config: &SandboxConfig, live: &LiveConfig) -> Result<Egress, Error> {
     let mut reach = config.reach();
     if let Egress::Listed(list) = &mut reach {
         list.own_ports.clone_from(&config.container_ports);
+        list.internal.clone_from(&live.internal);
         let mut ports = std::mem::take(&mut list.denied.ports);
-        ports.extend(denied);
+        ports.extend(&live.denied_node_ports);
         list.denied = egress::denied_of_this_node(&ports).map_err(|error| {
             network_error(
                 format!("list this node's addresses for {}", config.name),
@@ -102,7 +103,7 @@ impl Host {
     pub(super) fn wasm_network(&self, pod: &SandboxConfig) -> Result<WasmNetwork, Error> {
         Ok(match pod.is_offline() {
             true => WasmNetwork::Off,
-            false => WasmNetwork::On(reach(pod, &self.config.live.get().denied_node_ports)?),
+            false => WasmNetwork::On(reach(pod, &self.config.live.get())?),
         })
     }
 
@@ -142,7 +143,7 @@ impl Host {
         record: &PodRecord,
         netns: BorrowedFd<'_>,
     ) -> Result<(), Error> {
-        let reach = reach(&record.config, &self.config.live.get().denied_node_ports)?;
+        let reach = reach(&record.config, &self.config.live.get())?;
         if reach == Egress::Open {
             return Ok(());
         }

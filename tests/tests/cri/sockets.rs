@@ -19,6 +19,10 @@ use coracle_tests::push::{File, Image, Packing, file};
 
 use crate::site::{Pod, daemon_with, images};
 
+/// The names of tests that lead to another pod.
+const INTERNAL: &str =
+    "internal_domains = [\"cluster.local\", \"api.example.com\", \"rebind.example.com\"]";
+
 /// A daemon that has pulled the component of `net.c`, and the image's reference.
 pub async fn net_daemon() -> (Daemon, String) {
     net_daemon_with("").await
@@ -29,7 +33,7 @@ pub async fn net_daemon_with(config: &str) -> (Daemon, String) {
     let options = Options {
         config: config.to_owned(),
         // Where the tests have theirs.
-        network: "name_servers = [\"127.0.0.1\"]".to_owned(),
+        network: format!("name_servers = [\"127.0.0.1\"]\n{INTERNAL}"),
         ..Options::default()
     };
     let mut daemon = daemon_with(options).await;

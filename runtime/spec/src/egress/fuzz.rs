@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::{Cidr, Denied, Egress, List, Rule, Target};
 
-/// An accepted entry survives a round trip; no list opens a denied address.
+/// An accepted entry survives a round trip; no list opens a denied address, and no name an internal one.
 pub(crate) fn rules(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else {
         return;
@@ -56,6 +56,13 @@ fn refuses_denied_addresses(rules: Vec<Rule>, text: &str) {
         assert!(
             !egress.allows_resolved("x.example", denied).is_allowed(),
             "{text} opens {denied}"
+        );
+    }
+    for inside in ["10.96.0.1:443", "[fd00::1]:443", "198.51.100.1:443"] {
+        let inside: SocketAddr = inside.parse().expect("an address");
+        assert!(
+            !egress.allows_resolved("x.example", inside).is_allowed(),
+            "{text} leads to {inside}"
         );
     }
 }

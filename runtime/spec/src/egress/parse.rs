@@ -105,6 +105,11 @@ fn name(text: &str) -> Result<String, String> {
     Ok(text.to_ascii_lowercase())
 }
 
+/// The domain that `text` names, in lower case. Errors: it is no host name; the text says what is wrong with it.
+pub fn domain(text: &str) -> Result<String, String> {
+    name(text).map_err(|_| "is no name of a domain, as cluster.local is one".to_owned())
+}
+
 fn cidr(text: &str) -> Result<Cidr, String> {
     let (address, bits) = match text.split_once('/') {
         Some((address, bits)) => (
@@ -156,6 +161,28 @@ fn number(text: &str) -> Option<u16> {
     let is_plain =
         text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
     is_plain.then(|| text.parse().ok()).flatten()
+}
+
+impl FromStr for Cidr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        cidr(text)
+    }
+}
+
+impl TryFrom<String> for Cidr {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        cidr(&text)
+    }
+}
+
+impl From<Cidr> for String {
+    fn from(cidr: Cidr) -> Self {
+        cidr.to_string()
+    }
 }
 
 impl fmt::Display for Cidr {

@@ -64,8 +64,8 @@ impl<'a> Sources<'a> {
     }
 }
 
-/// Looks up `name`, or parses it if it is an address. `may_resolve` says whether a full name may be looked up. If
-/// `name` itself may, then so may the names that the search list makes of it.
+/// Looks up `name`, or parses it if it is an address. `may_resolve` says whether a full name may be looked up; each of the
+/// names that the search list makes of `name` is one, because the pod chooses that list.
 pub(super) async fn resolve(
     name: &str,
     sources: &Sources<'_>,
@@ -78,8 +78,7 @@ pub(super) async fn resolve(
     if settings::is_localhost(&name) {
         return Ok(found(&name, LOCALHOST.to_vec()));
     }
-    let as_written = may_resolve(&name);
-    let known = match as_written {
+    let known = match may_resolve(&name) {
         true => settings::hosts(&sources.hosts(), &name),
         false => Vec::new(),
     };
@@ -89,7 +88,7 @@ pub(super) async fn resolve(
     let settings = sources.settings();
     let mut failure = Failure::Denied;
     for candidate in settings.candidates(&name) {
-        if !as_written && !may_resolve(&candidate) {
+        if !may_resolve(&candidate) {
             continue;
         }
         match query_servers(&settings, &candidate).await {

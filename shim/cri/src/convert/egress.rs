@@ -6,7 +6,7 @@
 //! with less than it requests.
 //! Must not know: what a rule allows, who enforces it.
 
-use coracle_spec::egress::{BadRule, Denied, List, Rule};
+use coracle_spec::egress::{BadRule, Denied, Internal, List, Rule};
 
 use super::BadRequest;
 use super::annotations::{Bounded, Claim, Reader, decider, field, setting};
@@ -98,6 +98,7 @@ fn list(rules: Vec<Rule>) -> List {
             ports: Denied::USUAL_PORTS.to_vec(),
         },
         own_ports: Vec::new(),
+        internal: Internal::default(),
     }
 }
 

@@ -53,8 +53,12 @@ pub fn listing(daemon: &Daemon, name: &str, allow: &str) -> cri::PodSandboxConfi
     config
 }
 
+/// What a guest may reach in the test below.
+pub const LISTED: &str = "api.example.com:8080,inner.example.com,outer.example.com:8080,absent.example.com:8080,\
+                          db.team.svc.cluster.local:8080, 203.0.113.0/24:443";
+
 /// What a guest cannot do in the test below, and the error it gets.
-pub const REFUSED: [(&str, &str); 15] = [
+pub const REFUSED: [(&str, &str); 19] = [
     // The address alone is not listed, nor another port of the name.
     ("tcp-connect TARGET 8080 x", "access-denied"),
     ("tcp-connect api.example.com 8081 x", "access-denied"),
@@ -87,6 +91,15 @@ pub const REFUSED: [(&str, &str); 15] = [
         "http-get http://inner.example.com/",
         "destination-IP-prohibited",
     ),
+    // Names of somebody outside, pointed at another pod.
+    ("tcp-connect outer.example.com 8080 x", "access-denied"),
+    (
+        "http-get http://outer.example.com:8080/",
+        "destination-IP-prohibited",
+    ),
+    // A name that does not exist, which the pod's own search list would complete to one that does.
+    ("tcp-connect absent.example.com 8080 x", "name-unresolvable"),
+    ("http-get http://absent.example.com:8080/", "DNS-error"),
     // Not addresses to us, and nobody's names.
     ("http-get http://127.1/", "HTTP-request-denied"),
     ("http-get http://0/", "HTTP-request-denied"),
@@ -164,7 +177,7 @@ async fn a_pod_does_not_choose_the_name_servers_of_its_operators_list() {
 #[tokio::test]
 async fn only_what_is_listed_is_reached_by_sockets_names_and_requests_alike() {
     let (daemon, image) = net_daemon_with(
-        "[handlers.coracle-strict]\negress = [\".example.com\", \"203.0.113.0/24\"]\n",
+        "[handlers.coracle-strict]\negress = [\".example.com\", \".svc.cluster.local\", \"203.0.113.0/24\"]\n",
     )
     .await;
     let other = Pod::run(&daemon, "target").await;
@@ -179,10 +192,11 @@ async fn only_what_is_listed_is_reached_by_sockets_names_and_requests_alike() {
         "rebind.example.com" if nth.is_multiple_of(2) => Answer::Addresses(vec![target]),
         "rebind.example.com" => Answer::Addresses(addresses(&["169.254.169.254"])),
         "inner.example.com" => Answer::Addresses(addresses(&["169.254.169.254"])),
+        "absent.example.com" => Answer::Absent,
         _ => Answer::Addresses(vec![target]),
     };
-    let allow = "api.example.com:8080,rebind.example.com,inner.example.com, 203.0.113.0/24:443";
-    let config = listing(&daemon, "listed", allow);
+    let allow = format!("rebind.example.com,{LISTED}");
+    let config = listing(&daemon, "listed", &allow);
     let (pod, names) = with_nameserver(&daemon, &image, (config, "coracle-strict"), zone).await;
     let run = |args: &'static str| {
         let args = args.replace("TARGET", &at);
@@ -193,8 +207,15 @@ async fn only_what_is_listed_is_reached_by_sockets_names_and_requests_alike() {
         }
     };
     let served = "served by a component\n";
-    let output = run("tcp-connect api.example.com 8080 x").await;
-    assert!(output.0 == 0 && output.1.ends_with(served), "{output:?}");
+    // A service of the cluster, by its name in full and by one that the search list completes.
+    for args in [
+        "tcp-connect api.example.com 8080 x",
+        "tcp-connect db.team.svc.cluster.local 8080 x",
+        "tcp-connect db.team.svc 8080 x",
+    ] {
+        let output = run(args).await;
+        assert!(output.0 == 0 && output.1.ends_with(served), "{output:?}");
+    }
     let output = run("http-get http://api.example.com:8080/").await;
     assert!(output.0 == 0 && output.1.contains(served), "{output:?}");
     for (args, expected) in REFUSED {
@@ -215,8 +236,12 @@ async fn only_what_is_listed_is_reached_by_sockets_names_and_requests_alike() {
     assert_eq!(ends, ["", prohibited, "", prohibited]);
     // What is not listed was not even looked up.
     let queries = names.queries();
-    let listed = ["api.example.com", "inner.example.com", "rebind.example.com"];
-    assert_eq!(queries, listed, "{queries:?}");
+    let mut listed = ["absent", "api", "inner", "outer", "rebind"]
+        .map(|name| format!("{name}.example.com"))
+        .to_vec();
+    listed.push("db.team.svc.cluster.local".to_owned());
+    listed.sort_unstable();
+    assert_eq!(queries, listed);
     drop(names);
     daemon.finish().await.unwrap();
 }

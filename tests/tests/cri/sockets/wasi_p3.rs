@@ -10,7 +10,7 @@ use coracle_tests::push::{Image, Packing, file};
 use coracle_tests::{guests, log};
 use tonic::Code;
 
-use super::egress::{REFUSED, listing};
+use super::egress::{LISTED, REFUSED, listing};
 use super::{addresses, ip, net, net_daemon_with, pod_with, server, with_nameserver};
 use crate::functions::{curl, start};
 use crate::site::{Pod, daemon_with, images, refused};
@@ -145,7 +145,7 @@ async fn a_strict_pod_without_a_list_has_no_network_by_wasi_03_either() {
 /// What holds for 0.2, by the same table.
 #[tokio::test]
 async fn only_what_is_listed_is_reached_by_wasi_03() {
-    let config = "[handlers.coracle-strict]\nwasi_p3 = true\negress = [\".example.com\", \"203.0.113.0/24\"]\n";
+    let config = "[handlers.coracle-strict]\nwasi_p3 = true\negress = [\".example.com\", \".svc.cluster.local\", \"203.0.113.0/24\"]\n";
     let (daemon, image) = net_daemon_with(config).await;
     let guest = p3(&daemon).await;
     let other = Pod::run(&daemon, "target").await;
@@ -155,10 +155,10 @@ async fn only_what_is_listed_is_reached_by_wasi_03() {
     }
     let zone = move |name: &str, _: usize| match name {
         "inner.example.com" => Answer::Addresses(addresses(&["169.254.169.254"])),
+        "absent.example.com" => Answer::Absent,
         _ => Answer::Addresses(vec![target]),
     };
-    let allow = "api.example.com:8080,inner.example.com, 203.0.113.0/24:443";
-    let config = listing(&daemon, "listed", allow);
+    let config = listing(&daemon, "listed", LISTED);
     let (pod, names) = with_nameserver(&daemon, &image, (config, "coracle-strict"), zone).await;
     let run = |args: &'static str| {
         let args = args.replace("TARGET", &target.to_string());
@@ -170,6 +170,7 @@ async fn only_what_is_listed_is_reached_by_wasi_03() {
     };
     for (args, expected) in [
         ("tcp-connect api.example.com 8080", "connected\n"),
+        ("tcp-connect db.team.svc 8080", "connected\n"),
         ("http-get http://api.example.com:8080/", "status 200\n"),
     ] {
         let output = run(args).await;
@@ -184,9 +185,8 @@ async fn only_what_is_listed_is_reached_by_wasi_03() {
         );
     }
     // What is not listed was not even looked up.
-    let listed = ["api.example.com", "inner.example.com"];
     let queries = names.queries();
-    let all = queries.iter().all(|name| listed.contains(&name.as_str()));
+    let all = queries.iter().all(|name| LISTED.contains(name.as_str()));
     assert!(all && !queries.is_empty(), "{queries:?}");
     drop(names);
     daemon.finish().await.unwrap();

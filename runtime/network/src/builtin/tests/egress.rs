@@ -265,6 +265,70 @@ fn a_listed_name_opens_its_port_and_the_way_to_dns() {
 }
 
 #[test]
+fn a_listed_name_opens_nothing_inside_unless_it_may_lead_there() {
+    let setup = set_up(&[".example.com:80"]);
+    let (node, outside) = (&setup.world.node, &setup.world.outside);
+    let _node = Server::within(node.try_clone().unwrap(), "node", 80);
+    let embedding = [
+        "fd00::7",
+        "64:ff9b::a60:1",
+        "64:ff9b:1:a60:0:100::",
+        "64:ff9b:1:7:a:6000:100:0",
+        "64:ff9b::c633:6401",
+        "64:ff9b:1:c6:33:6401::",
+        "2002:a60:1::1",
+    ];
+    let public = [
+        "203.0.113.7/32",
+        "2001:db8:2::7/128",
+        "64:ff9b::c633:6402/128",
+    ];
+    let all = embedding.map(|address| format!("{address}/128"));
+    let all = all.iter().map(String::as_str).chain(public);
+    for address in all.chain(["10.96.0.1/32", "100.64.0.1/32"]) {
+        let is_v6 = address.contains(':');
+        let via = if is_v6 {
+            "2001:db8:1::2"
+        } else {
+            "198.51.100.2"
+        };
+        run(
+            outside,
+            &format!(
+                "ip addr add {address} dev lo{}",
+                if is_v6 { " nodad" } else { "" }
+            ),
+        );
+        run(node, &format!("ip route add {address} via {via}"));
+    }
+    let mut inside = vec![
+        "10.96.0.1:80".to_owned(),
+        "100.64.0.1:80".to_owned(),
+        format!("{NODE}:80"),
+        format!("[{NODE_V6}]:80"),
+    ];
+    inside.extend(embedding.map(|address| format!("[{address}]:80")));
+    for target in &inside {
+        assert!(setup.is_rejected(target), "{target}");
+    }
+    for target in [
+        "203.0.113.7:80",
+        "[2001:db8:2::7]:80",
+        "[64:ff9b::c633:6402]:80",
+    ] {
+        assert!(setup.reaches(target), "{target}");
+    }
+    // What is listed by its address is open, and so is all that a name of the operator may mean.
+    setup.listed(&["api.example.com", "10.96.0.0/16:80", "fd00::/8"], &[]);
+    assert!(setup.reaches("10.96.0.1:80") && setup.reaches("[fd00::7]:80"));
+    assert!(setup.is_rejected("100.64.0.1:80") && setup.reaches("203.0.113.7:80"));
+    setup.listed(&["api.example.com", "db.team.svc.cluster.local:80"], &[]);
+    for target in &inside {
+        assert!(setup.reaches(target), "{target}");
+    }
+}
+
+#[test]
 fn neighbours_are_found_by_arp_and_ndp() {
     // The outside has an ordinary link to the node, as plugins make it, which uses ARP and NDP.
     let world = World::new();
