@@ -355,7 +355,7 @@ impl Daemon {
         if self.socket().exists() {
             return Err("the socket outlives the daemon".into());
         }
-        let tables = leaks::table_of_sources(&self.scratch);
+        let tables = leaks::tables_of_pods(&self.scratch);
         if !tables.is_empty() {
             return Err(format!("tables outlive a daemon without pods: {tables:?}").into());
         }

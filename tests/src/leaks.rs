@@ -111,9 +111,10 @@ pub fn interfaces(prefix: &str) -> Vec<String> {
     names.filter(|name| name.starts_with(prefix)).collect()
 }
 
-/// The table that is there while a daemon has had pods, if it is there still.
-pub fn table_of_sources(scratch: &Scratch) -> Vec<String> {
-    tables(&format!("coracle-{}-in", scratch.interface_prefix()))
+/// The tables that are there while a daemon has had pods, those that are there still.
+pub fn tables_of_pods(scratch: &Scratch) -> Vec<String> {
+    let names = scratch.tables_of_pods();
+    names.iter().flat_map(|name| tables(name)).collect()
 }
 
 /// The tables of nftables with this name. Empty where nft is not installed.

@@ -79,6 +79,11 @@ impl Scratch {
         )
     }
 
+    /// The tables of nftables that the daemon keeps while there are pods.
+    pub fn tables_of_pods(&self) -> [String; 2] {
+        ["in", "count"].map(|name| format!("coracle-{}-{name}", self.interface_prefix()))
+    }
+
     /// The first three letters of the name of every host interface of this scratch.
     pub fn interface_prefix(&self) -> String {
         let letter = |n: u16| char::from(b'a' + (n % 26) as u8);
@@ -114,10 +119,11 @@ impl Scratch {
         for mount in self.mounts().iter().rev() {
             let _ = unmount(mount, UnmountFlags::DETACH);
         }
-        // It outlives a daemon that was killed, as pods do. Absent otherwise.
-        let table = format!("coracle-{}-in", self.interface_prefix());
-        let mut delete = Command::new("nft");
-        let _ = delete.args(["delete", "table", "inet", &table]).output();
+        // They outlive a daemon that was killed, as pods do. Absent otherwise.
+        for table in self.tables_of_pods() {
+            let mut delete = Command::new("nft");
+            let _ = delete.args(["delete", "table", "inet", &table]).output();
+        }
         // The threads of a large process are in their cgroup for a while after it was killed.
         while !self
             .cgroup_dirs("")

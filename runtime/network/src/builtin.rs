@@ -7,7 +7,8 @@
 //! sweep:  leases, veths and host ports without a live pod
 //! ```
 //! Every packet of a pod has its own address as its source: `sources` drops others, and the node's end of a veth (`veth`)
-//! has strict rp_filter, no ARP, and takes no redirects and no routes from the pod.
+//! has strict rp_filter, no ARP, and takes no redirects and no routes from the pod. `connections` bounds what a pod has of the
+//! node's tracked connections.
 //!
 //! Invariants: an address is leased only while no interface of its name exists (a dropped namespace
 //! still answers for some 30 ms); a failed attach leaves neither a lease nor an interface; an interface
@@ -16,6 +17,7 @@
 //! its operator sets `net.ipv4.ip_forward` and the routes for traffic that leaves the node.
 //! Not here: policies.
 
+mod connections;
 mod fixed;
 mod masquerade;
 mod ports;
@@ -59,6 +61,8 @@ pub struct BuiltinConfig {
     pub interface_prefix: String,
     /// Whether pods reach other machines under the node's address.
     pub masquerade: bool,
+    /// Most tracked connections of one pod; any number if it is 0.
+    pub connections_per_pod: u32,
 }
 
 /// The built-in network of one daemon.
@@ -121,7 +125,7 @@ impl Builtin {
             sender_v6: config.subnet_v6.map(|subnet| subnet.address(0)),
         });
         Ok(Self {
-            sources: Sources::new(&config.interface_prefix),
+            sources: Sources::new(&config.interface_prefix, config.connections_per_pod),
             masquerade: Fixed::new(masquerade::batch(&config)),
             config,
             kernel_has_v6,

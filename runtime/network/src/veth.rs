@@ -158,13 +158,14 @@ fn inet_conf(switches: &[DefaultNla]) -> AfSpecUnspec {
     AfSpecUnspec::Inet(vec![AfSpecInet::Other(conf)])
 }
 
-/// Configures the pod's end, whose index in the pod's namespace is `index`.
+/// Configures the pod's end, whose index in the pod's namespace is `index`. Without ARP, as the other end: the kernel's table of
+/// neighbours is one for all network namespaces, and what a pod would have it look up there would be kept for seconds.
 pub(super) fn configure_pod(endpoint: &Endpoint, index: u32) -> Vec<Request> {
     let mut requests = Vec::new();
     if endpoint.kernel_has_v6 {
         requests.push(settings(endpoint, index, None));
     }
-    requests.push(up(index, POD_INTERFACE, LinkFlags::empty()));
+    requests.push(up(index, POD_INTERFACE, LinkFlags::Noarp));
     for address in endpoint.addresses() {
         let gateway = match address {
             IpAddr::V4(_) => IpAddr::V4(GATEWAY_V4),

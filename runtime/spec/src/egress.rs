@@ -350,6 +350,7 @@ mod tests {
                 ports: Denied::USUAL_PORTS.to_vec(),
             },
             own_ports: vec![5432],
+            internal: Internal::default(),
         })
     }
 

@@ -159,6 +159,7 @@ fn network(file: &NetworkFile, run: &Path) -> Result<Network, Invalid> {
         },
         ipv6: file.ipv6,
         masquerade: file.masquerade,
+        connections_per_pod: connections(file.connections_per_pod)?,
         denied_node_ports: file
             .denied_node_ports
             .iter()
@@ -175,6 +176,21 @@ fn network(file: &NetworkFile, run: &Path) -> Result<Network, Invalid> {
         cni_bin_dirs: plugin_directories(&file.cni_bin_dirs)?,
         cni_plugin_timeout: seconds("network.cni_plugin_timeout_s", file.cni_plugin_timeout_s)?,
     })
+}
+
+fn connections(limit: u64) -> Result<u32, Invalid> {
+    let range = 1024..=1 << 24;
+    match u32::try_from(limit) {
+        Ok(number) if number == 0 || range.contains(&number) => Ok(number),
+        _ => invalid(
+            "network.connections_per_pod",
+            format!(
+                "is {limit}, must be 0, or {} to {}",
+                range.start(),
+                range.end()
+            ),
+        ),
+    }
 }
 
 /// Directories that a search path can contain.

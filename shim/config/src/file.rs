@@ -247,6 +247,8 @@ pub struct NetworkFile {
     pub interface_prefix: String,
     /// Whether the built-in network's pods reach other machines under the node's address.
     pub masquerade: bool,
+    /// Most connections of one pod of the built-in network in the node's table of them; 0 for any number.
+    pub connections_per_pod: u64,
     /// Ports of the node that no egress list opens, in addition to the built-in ones.
     pub denied_node_ports: Vec<u16>,
     /// Name servers of pods that an egress list of this configuration holds; those of the node if empty.
@@ -274,6 +276,7 @@ impl Default for NetworkFile {
             ipv6: Ipv6::Auto,
             interface_prefix: "cor".to_owned(),
             masquerade: false,
+            connections_per_pod: 16_384,
             denied_node_ports: Vec::new(),
             name_servers: Vec::new(),
             internal_domains: Internal::default().domains,

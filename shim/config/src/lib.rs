@@ -138,6 +138,8 @@ pub struct Network {
     pub interface_prefix: String,
     /// Whether the built-in network's pods reach other machines under the node's address.
     pub masquerade: bool,
+    /// Most connections of one pod of the built-in network in the node's table of them; 0 for any number.
+    pub connections_per_pod: u32,
     /// Ports of the node that no egress list opens, in addition to the built-in ones: first and last of each range.
     pub denied_node_ports: Vec<(u16, u16)>,
     /// Name servers of pods that an operator's egress list holds; those of the node if empty.

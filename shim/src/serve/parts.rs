@@ -26,6 +26,7 @@ pub(super) fn network(config: &Config, syncer: &Syncer) -> Result<Network, Box<d
         lease_dir: config.run.join("leases"),
         interface_prefix: config.network.interface_prefix.clone(),
         masquerade: config.network.masquerade,
+        connections_per_pod: config.network.connections_per_pod,
     })?;
     let cni = Cni::open(CniConfig {
         conf_dir: config.network.cni_conf_dir.clone(),

@@ -22,6 +22,7 @@ use coracle_spec::error::chain;
 use super::super::error::Error;
 use super::super::nft::{Base, Batch, Hook, Kind, Nft, Rule};
 use super::super::{NamespaceConfig, create_namespaces};
+use super::connections::Connections;
 use super::fixed::Fixed;
 
 // Source: linux/netfilter_ipv4.h, NF_IP_PRI_RAW_BEFORE_DEFRAG.
@@ -33,6 +34,8 @@ const FROM_PODS: &str = "from_pods";
 #[derive(Debug)]
 pub(super) struct Sources {
     table: Fixed,
+    /// It is there as long as this one.
+    connections: Connections,
     /// Whether this kernel cannot have it.
     is_unknown: AtomicBool,
     /// Whether pods have addresses that nobody counts, since the subnet was changed.
@@ -40,10 +43,12 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    /// The table for the pods whose veths have this prefix. Nothing is written yet.
-    pub(super) fn new(interface_prefix: &str) -> Self {
+    /// The table for the pods whose veths have this prefix, and that of their connections, `limit` a pod. Nothing is written
+    /// yet.
+    pub(super) fn new(interface_prefix: &str, limit: u32) -> Self {
         Self {
             table: Fixed::new(batch(interface_prefix)),
+            connections: Connections::new(interface_prefix, limit),
             is_unknown: AtomicBool::new(false),
             stays: AtomicBool::new(false),
         }
@@ -52,6 +57,7 @@ impl Sources {
     /// Writes the table unless it is there. A kernel that cannot have it is told of in the log, once: pods are held by less
     /// then. Errors: the kernel refuses for another reason.
     pub(super) fn keep(&self) -> Result<(), Error> {
+        self.connections.keep()?;
         if self.is_unknown.load(Ordering::Relaxed) {
             return Ok(());
         }
@@ -74,11 +80,21 @@ impl Sources {
         self.stays.store(true, Ordering::Relaxed);
     }
 
+    /// Deletes what a daemon with a limit of connections has left to one without.
+    pub(super) fn tidy(&self) {
+        self.connections.delete_if_off();
+    }
+
     /// Deletes the table if no pod has an address.
     pub(super) fn delete_if(&self, is_unused: impl FnOnce() -> bool) {
-        if !self.stays.load(Ordering::Relaxed) {
-            self.table.delete_if(is_unused);
+        if self.stays.load(Ordering::Relaxed) {
+            return;
         }
+        self.table.delete_if(|| {
+            let is_last = is_unused();
+            self.connections.delete_if(|| is_last);
+            is_last
+        });
     }
 }
 
@@ -97,7 +113,7 @@ pub fn can_check_sources() -> Result<(), Error> {
 }
 
 /// Whether the kernel lacks nf_tables or the expression.
-fn is_unknown(error: &Error) -> bool {
+pub(super) fn is_unknown(error: &Error) -> bool {
     let codes = [libc::ENOENT, libc::EOPNOTSUPP, libc::EPROTONOSUPPORT];
     error
         .raw_os_error()

@@ -35,6 +35,7 @@ impl Builtin {
             self.sources.delete_if(|| true);
             return Ok(());
         }
+        self.sources.tidy();
         self.sources.keep()?;
         let is_leased = |attachment: &Attachment| {
             let index = self.config.subnet_v4.index_among(&attachment.addresses);

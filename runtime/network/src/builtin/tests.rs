@@ -1,6 +1,7 @@
 //! Tests of the built-in network, with real namespaces and interfaces on this machine.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod connections;
 mod egress;
 mod many;
 mod masquerade;
@@ -54,6 +55,7 @@ fn config(slot: u32, dir: &Path) -> BuiltinConfig {
             .iter()
             .collect(),
         masquerade: false,
+        connections_per_pod: 4096,
     }
 }
 

@@ -38,7 +38,10 @@ const NFTA_SET_KEY_LEN: u16 = 5;
 const NFTA_SET_DATA_TYPE: u16 = 6;
 const NFTA_SET_DATA_LEN: u16 = 7;
 const NFTA_SET_ID: u16 = 10;
+const NFTA_SET_DESC: u16 = 9;
+const NFTA_SET_DESC_SIZE: u16 = 1;
 const NFT_SET_MAP: u32 = 8;
+const NFT_SET_EVAL: u32 = 32;
 const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
 const NFTA_SET_ELEM_LIST_SET: u16 = 2;
 const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
@@ -94,6 +97,10 @@ pub(crate) enum Type {
     Protocol = 12,
     /// A port.
     Port = 13,
+    /// A number.
+    Mark = 19,
+    /// The index of an interface.
+    Interface = 20,
 }
 
 impl Type {
@@ -101,7 +108,7 @@ impl Type {
     fn bytes(self) -> u32 {
         match self {
             Self::Ipv6 => 16,
-            Self::Ipv4 | Self::Protocol | Self::Port => 4,
+            Self::Ipv4 | Self::Protocol | Self::Port | Self::Mark | Self::Interface => 4,
         }
     }
 }
@@ -226,17 +233,26 @@ impl Batch {
 
     /// Adds a set or a map.
     pub(crate) fn add_set(&mut self, set: Set) {
+        let flags = if set.value.is_empty() { 0 } else { NFT_SET_MAP };
+        self.add_set_as(set, flags, Attributes::default());
+    }
+
+    /// Adds a set whose elements come and go by rules that count; `most` of them.
+    pub(crate) fn add_counting_set(&mut self, set: Set, most: u32) {
+        let size = Attributes::default().number(NFTA_SET_DESC_SIZE, most);
+        let described = Attributes::default().nest(NFTA_SET_DESC, &size);
+        self.add_set_as(set, NFT_SET_EVAL, described);
+    }
+
+    fn add_set_as(&mut self, set: Set, flags: u32, described: Attributes) {
         // Type numbers of a concatenation: six bits each. Source: nftables, TYPE_BITS.
         let number = |types: &[Type]| types.iter().fold(0, |sum, kind| sum << 6 | *kind as u32);
         let bytes = |types: &[Type]| types.iter().map(|kind| kind.bytes()).sum();
         self.sets += 1;
-        let mut attributes = Attributes::default()
+        let mut attributes = described
             .text(NFTA_SET_TABLE, &self.table)
             .text(NFTA_SET_NAME, set.name)
-            .number(
-                NFTA_SET_FLAGS,
-                if set.value.is_empty() { 0 } else { NFT_SET_MAP },
-            )
+            .number(NFTA_SET_FLAGS, flags)
             .number(NFTA_SET_KEY_TYPE, number(set.key))
             .number(NFTA_SET_KEY_LEN, bytes(set.key))
             .number(NFTA_SET_ID, self.sets);

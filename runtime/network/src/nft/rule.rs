@@ -3,10 +3,11 @@
 //! Written left to right as `nft` prints it: `Rule::default().ipv4().destination(cidr).drop()`.
 //! Invariant: a condition on addresses follows [`Rule::ipv4`] or [`Rule::ipv6`], since their offsets
 //! differ; ports are matched as nft's `th dport`, so the protocol is a condition of its own.
-//! Not here: chains, hooks; conditions on addresses are in `address`, on routes in `fib`.
+//! Not here: chains, hooks; conditions on addresses are in `address`, on routes in `fib`, on numbers of connections in `meter`.
 
 mod address;
 mod fib;
+mod meter;
 
 use std::net::IpAddr;
 
@@ -70,8 +71,9 @@ const NF_ACCEPT: i32 = 1;
 // Source: linux/netfilter.h.
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
-/// Source: linux/netfilter/nf_conntrack_common.h, `NF_CT_STATE_BIT` of established and related.
+/// Source: linux/netfilter/nf_conntrack_common.h, `NF_CT_STATE_BIT` of established and related, and of new.
 const ESTABLISHED_OR_RELATED: u32 = 2 | 4;
+const NEW: u32 = 8;
 
 /// Expressions, as they go into a message.
 #[derive(Clone, Debug, Default)]
@@ -126,15 +128,23 @@ impl Rule {
 
     /// Only packets of established connections and errors about them.
     pub(crate) fn established(self) -> Self {
+        self.in_state(ESTABLISHED_OR_RELATED)
+    }
+
+    /// Only packets of connections of which nothing has come back yet.
+    pub(crate) fn new_connection(self) -> Self {
+        self.in_state(NEW)
+    }
+
+    fn in_state(self, states: u32) -> Self {
         let loaded = self.expression(
             "ct",
             Attributes::default()
                 .number(NFTA_DREG, NFT_REG32_00)
                 .number(NFTA_CT_KEY, NFT_CT_STATE),
         );
-        let bits = ESTABLISHED_OR_RELATED.to_ne_bytes();
         loaded
-            .masked(&bits)
+            .masked(&states.to_ne_bytes())
             .compare(NFT_CMP_NEQ, &0u32.to_ne_bytes())
     }
 

@@ -37,6 +37,11 @@ const PORTS: Set = Set {
     key: &[Type::Ipv4, Type::Protocol, Type::Port],
     value: &[Type::Ipv4, Type::Port],
 };
+const COUNTS: Set = Set {
+    name: "counts",
+    key: &[Type::Mark, Type::Interface],
+    value: &[],
+};
 const PAIRS: Set = Set {
     name: "pairs",
     key: &[Type::Ipv6, Type::Ipv6],
@@ -121,6 +126,14 @@ fn nft_reads_what_was_meant() {
         .interface_kind("veth");
     batch.add_rule("arriving", &from.source_is_elsewhere().drop());
     batch.add_rule("out", &rule().source_is_not_local().drop());
+    let base = Base {
+        priority: -150,
+        ..base
+    };
+    batch.add_chain("tracked", Some(base));
+    batch.add_counting_set(COUNTS, 1024);
+    let beyond = rule().new_connection().beyond(COUNTS, 256, 64);
+    batch.add_rule("tracked", &beyond.drop());
     let sender = rule().ipv4().snat_to("169.254.1.1".parse().unwrap());
     batch.add_rule("leaving", &sender);
     Nft::open_in(netns.as_fd()).unwrap().commit(batch).unwrap();
@@ -149,6 +162,10 @@ fn nft_reads_what_was_meant() {
         "type filter hook prerouting priority -450; policy accept;",
         "iifname \"cor*\" meta iifkind \"veth\" fib saddr . iif oif missing drop",
         "fib saddr type != local drop",
+        "type filter hook prerouting priority mangle; policy accept;",
+        "type mark . iface_index",
+        "size 1024",
+        "ct count over 64",
     ] {
         assert!(listed.contains(line), "no {line:?} in:\n{listed}");
     }

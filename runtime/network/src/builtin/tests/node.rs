@@ -17,6 +17,7 @@ pub(super) const NODE: &str = "198.51.100.1";
 pub(super) const NODE_OTHER: &str = "192.0.2.1";
 pub(super) const NODE_V6: &str = "2001:db8:1::1";
 const SOURCES: &str = "table inet coracle-caab-in {";
+const COUNTS: &str = "table inet coracle-caab-count {";
 /// How long a packet that leads nowhere is waited for.
 const TIMEOUT: Duration = Duration::from_millis(900);
 
@@ -150,12 +151,12 @@ impl World {
         inside(&self.node, || self.network.detach(attachment)).unwrap();
     }
 
-    /// The ruleset of the node, as nft prints it, without the table of sources, which is there with the first pod.
+    /// The ruleset of the node, as nft prints it, without the tables of sources and counts, which are there with the first pod.
     pub(super) fn ruleset(&self) -> String {
         let tables = run(&self.node, "nft list ruleset");
         let others = tables
             .split_inclusive("\n}\n")
-            .filter(|table| !table.starts_with(SOURCES));
+            .filter(|table| !table.starts_with(SOURCES) && !table.starts_with(COUNTS));
         others.collect()
     }
 

@@ -1,0 +1,115 @@
+//! How much one pod can fill of the kernel's tables that it shares with the node: connections, neighbours.
+
+use std::net::UdpSocket;
+
+use super::node::{NODE, Server, World, netns, run, tcp};
+use super::*;
+
+const TABLE: &str = "coracle-caab-count";
+
+/// Entries of the table in `netns`.
+fn tracked(netns: &OwnedFd) -> u32 {
+    let path = "/proc/sys/net/netfilter/nf_conntrack_count";
+    let text = inside(netns, || std::fs::read_to_string(path).unwrap());
+    text.trim().parse().unwrap()
+}
+
+/// Sends a datagram to each of `count` ports of `target`, which nobody answers.
+fn flood(netns: &OwnedFd, target: IpAddr, count: u16) {
+    inside(netns, || {
+        let any = if target.is_ipv4() { "0.0.0.0" } else { "::" };
+        let socket = UdpSocket::bind((any, 0)).unwrap();
+        for port in 20_000..20_000 + count {
+            // An earlier one may have been refused.
+            let _ = socket.send_to(b"x", (target, port));
+        }
+    });
+}
+
+#[test]
+fn one_pod_does_not_fill_the_nodes_table_of_connections() {
+    let world = World::new();
+    let (one, two) = (netns(), Server::new("two", 80));
+    let a = world.attach(&one, "one", &[]);
+    let b = world.attach(&two.netns, "two", &[]);
+    let limit = world.network.config.connections_per_pod;
+    let before = tracked(&world.node);
+    for target in [NODE, "2001:db8:1::2", "198.51.100.2"] {
+        flood(&one, target.parse().unwrap(), 10_000);
+    }
+    let made = tracked(&world.node) - before;
+    assert!((limit / 2..=limit + 64).contains(&made), "{made} entries");
+    // Who is beside it is not concerned, nor are those who call it.
+    let node = Server::within(world.node.try_clone().unwrap(), "node", 8000);
+    assert!(tcp(&two.netns, &format!("{NODE}:8000")).is_some());
+    assert!(tcp(&one, &format!("{NODE}:8000")).is_none());
+    let called = Server::within(one, "one", 80);
+    let address = a.addresses[0];
+    assert!(tcp(&world.node, &format!("{address}:80")).is_some());
+    drop((node, called));
+    world.detach(&a);
+    world.detach(&b);
+}
+
+/// The table of neighbours is one for all network namespaces.
+#[test]
+fn nothing_that_a_pod_sends_to_makes_an_entry_that_waits_for_an_answer() {
+    let world = World::new();
+    let one = Server::new("one", 80);
+    let a = world.attach(&one.netns, "one", &[]);
+    // What SO_BINDTODEVICE and SO_DONTROUTE need no privilege for.
+    run(
+        &one.netns,
+        "ip route add 203.0.113.0/24 dev eth0 scope link",
+    );
+    inside(&one.netns, || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        for host in 1..=100 {
+            socket
+                .send_to(b"x", (format!("203.0.113.{host}"), 9))
+                .unwrap();
+        }
+    });
+    let entries = run(&one.netns, "ip neigh show nud all dev eth0");
+    let waiting = |line: &&str| line.contains("INCOMPLETE") || line.contains("PROBE");
+    assert_eq!(entries.lines().filter(waiting).count(), 0, "{entries}");
+    let permanent = entries.lines().filter(|line| line.contains("PERMANENT"));
+    assert_eq!(permanent.count(), 2, "{entries}");
+    for target in [format!("{NODE}:8000"), "[2001:db8:1::1]:8000".to_owned()] {
+        let node = Server::within(world.node.try_clone().unwrap(), "node", 8000);
+        assert!(tcp(&one.netns, &target).is_some(), "{target}");
+        drop(node);
+    }
+    for address in &a.addresses {
+        let target = SocketAddr::new(*address, 80).to_string();
+        assert!(tcp(&world.node, &target).is_some(), "{target}");
+    }
+    world.detach(&a);
+}
+
+#[test]
+fn the_table_of_counts_is_there_with_the_first_pod_and_goes_with_the_limit() {
+    let mut world = World::new();
+    let has = |world: &World| run(&world.node, "nft list ruleset").contains(TABLE);
+    let one = netns();
+    assert!(!has(&world));
+    let a = world.attach(&one, "one", &[]);
+    assert!(has(&world));
+    run(&world.node, "nft flush ruleset");
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !has(&world) {
+        assert!(Instant::now() < deadline, "not written again");
+        thread::sleep(Duration::from_millis(5));
+    }
+    world.network.config.connections_per_pod = 0;
+    world.restart();
+    world.sweep(std::slice::from_ref(&a));
+    assert!(!has(&world));
+    world.network.config.connections_per_pod = 4096;
+    world.restart();
+    world.sweep(std::slice::from_ref(&a));
+    assert!(has(&world));
+    world.detach(&a);
+    world.sweep(&[]);
+    assert!(!has(&world));
+}
