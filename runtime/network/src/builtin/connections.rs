@@ -14,6 +14,8 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use coracle_spec::error::chain;
+
 use super::super::error::Error;
 use super::super::nft::{Base, Batch, Hook, Kind, Rule, Set, Type};
 use super::fixed::Fixed;
@@ -65,7 +67,7 @@ impl Connections {
             Err(error) if super::sources::is_unknown(&error) => {
                 self.is_unknown.store(true, Ordering::Relaxed);
                 tracing::warn!(
-                    error = %error,
+                    error = %chain(&error),
                     "this kernel's nftables cannot count connections: one pod can fill the node's table of them; load \
                      nft_connlimit and restart, or set network.connections_per_pod to 0"
                 );
