@@ -251,7 +251,7 @@ mod tests {
         let covers = |number: u32| {
             blocks
                 .iter()
-                .filter(|(mask, value)| number & mask == *value)
+                .filter(move |(mask, value)| number & mask == *value)
         };
         for number in (0..4096).chain([u32::MAX, 1 << 31, 1 << 31 | 1]) {
             let left_out = [1, 2, 10, 16].contains(&number);

@@ -119,15 +119,19 @@ pub fn check_number(field: &str, entries: usize) -> Result<(), String> {
 }
 
 /// The fields that are lists, and how long they are.
-fn entries(adjust: &nri::ContainerAdjustment) -> [(&'static str, usize); 6] {
-    let devices = adjust.linux.as_ref().map_or(0, |linux| linux.devices.len());
+fn entries(adjust: &nri::ContainerAdjustment) -> [(&'static str, usize); 7] {
+    let linux = adjust.linux.as_ref();
     [
         ("annotations", adjust.annotations.len()),
         ("mounts", adjust.mounts.len()),
         ("env", adjust.env.len()),
         ("rlimits", adjust.rlimits.len()),
         ("cdi_devices", adjust.cdi_devices.len()),
-        ("devices", devices),
+        ("devices", linux.map_or(0, |linux| linux.devices.len())),
+        (
+            "net_devices",
+            linux.map_or(0, |linux| linux.net_devices.len()),
+        ),
     ]
 }
 
