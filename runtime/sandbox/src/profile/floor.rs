@@ -33,27 +33,34 @@ pub(super) fn in_front(floor: Floor, filter: Option<Vec<u8>>) -> Result<Vec<u8>>
     {
         return Ok(filter);
     }
-    let mut steps = export(&build(floor)?)?;
-    if let Some(filter) = filter {
-        go_on(&mut steps);
-        steps.extend(filter);
+    let mut parts = vec![export(&calls(floor)?)?];
+    if floor.only_governed_sockets {
+        // Apart: from rules for socket(2) libseccomp derives some for socketcall(2), which contradict those above.
+        parts.push(export(&families()?)?);
     }
-    fits(steps)
+    parts.extend(filter);
+    fits(chain(parts))
 }
 
-fn build(floor: Floor) -> Result<ScmpFilterContext> {
+/// A filter that allows everything on all architectures of this host.
+fn open() -> Result<ScmpFilterContext> {
     let what = "begin the floor below it";
     let mut filter = ScmpFilterContext::new(ScmpAction::Allow).map_err(|e| refused(what, e))?;
     for arch in companions() {
-        filter
-            .add_arch(arch)
-            .map_err(|e| refused(format_args!("add {arch:?} to its floor"), e))?;
+        let added = filter.add_arch(arch);
+        added.map_err(|e| refused(format_args!("add {arch:?} to its floor"), e))?;
     }
+    Ok(filter)
+}
+
+/// The part that refuses whole calls, and namespaces by their flags.
+fn calls(floor: Floor) -> Result<ScmpFilterContext> {
+    let mut filter = open()?;
     if floor.no_user_namespaces {
         without_user_namespaces(&mut filter)?;
     }
     if floor.only_governed_sockets {
-        only_governed_sockets(&mut filter)?;
+        without_hidden_sockets(&mut filter)?;
     }
     Ok(filter)
 }
@@ -71,22 +78,27 @@ fn without_user_namespaces(filter: &mut ScmpFilterContext) -> Result<()> {
 }
 
 /// The arguments of socketcall(2) are behind a pointer, and what io_uring does no filter sees.
-fn only_governed_sockets(filter: &mut ScmpFilterContext) -> Result<()> {
+fn without_hidden_sockets(filter: &mut ScmpFilterContext) -> Result<()> {
     let absent = ScmpAction::Errno(libc::ENOSYS);
     for function in MAKING_SOCKETS {
         let is_it = ScmpArgCompare::new(0, ScmpCompareOp::Equal, function);
         add(filter, absent, "socketcall", &[is_it])?;
     }
-    add(filter, absent, "io_uring_setup", &[])?;
-    for (mask, value) in all_but(&GOVERNED.map(i32::cast_unsigned)) {
-        let is_other =
-            ScmpArgCompare::new(0, ScmpCompareOp::MaskedEqual(mask.into()), value.into());
-        for call in ["socket", "socketpair"] {
-            let denied = ScmpAction::Errno(libc::EAFNOSUPPORT);
-            add(filter, denied, call, &[is_other])?;
+    add(filter, absent, "io_uring_setup", &[])
+}
+
+/// The part that refuses sockets of other families.
+fn families() -> Result<ScmpFilterContext> {
+    let mut filter = open()?;
+    let denied = ScmpAction::Errno(libc::EAFNOSUPPORT);
+    for call in ["socket", "socketpair"] {
+        for (mask, value) in all_but(&GOVERNED.map(i32::cast_unsigned)) {
+            let is_other = ScmpCompareOp::MaskedEqual(mask.into());
+            let is_other = ScmpArgCompare::new(0, is_other, value.into());
+            add(&mut filter, denied, call, &[is_other])?;
         }
     }
-    Ok(())
+    Ok(filter)
 }
 
 fn add(
@@ -120,13 +132,26 @@ fn all_but(left_out: &[u32]) -> Vec<(u32, u32)> {
     blocks
 }
 
+/// One filter of several: what one allows, the next decides.
+fn chain(parts: Vec<Vec<u8>>) -> Vec<u8> {
+    let mut steps = Vec::new();
+    let last = parts.len().saturating_sub(1);
+    for (number, mut part) in parts.into_iter().enumerate() {
+        if number < last {
+            go_on(&mut part);
+        }
+        steps.extend(part);
+    }
+    steps
+}
+
 /// Makes each "allow" of the complete filter `steps` a jump behind its end.
 fn go_on(steps: &mut [u8]) {
     const JUMP: u16 = 0x05;
     let mut left = steps.len() / size_of::<libc::sock_filter>();
     for step in steps.chunks_exact_mut(size_of::<libc::sock_filter>()) {
         left -= 1;
-        if step == ALLOW {
+        if *step == ALLOW {
             step[..2].copy_from_slice(&JUMP.to_ne_bytes());
             // A filter has some thousand steps at most.
             step[4..].copy_from_slice(&(left as u32).to_ne_bytes());
