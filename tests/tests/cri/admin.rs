@@ -262,5 +262,6 @@ async fn the_status_of_a_node_whose_disk_hangs_says_so_and_holds_up_no_call() {
         !said(&daemon, &["status"]).contains("does not answer")
     })
     .await;
+    std::fs::remove_dir(&quarantine).unwrap();
     daemon.finish().await.unwrap();
 }
