@@ -144,6 +144,8 @@ impl Drop for Node {
         } else {
             self.assert_clean();
         }
+        // The table of sources is in this machine's own namespace.
+        self.network.retire();
     }
 }
 
