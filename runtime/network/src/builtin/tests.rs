@@ -146,6 +146,8 @@ impl Drop for Node {
         } else {
             self.assert_clean();
         }
+        // The table of sources is in this machine's own namespace.
+        self.network.retire();
     }
 }
 
