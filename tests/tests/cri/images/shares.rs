@@ -5,7 +5,6 @@ use std::time::Duration;
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client;
 use coracle_tests::daemon::{Daemon, Options};
-use coracle_tests::guests;
 use coracle_tests::push::{Image, digest};
 use coracle_tests::scripted_registry::{Answer, Pace, ScriptedRegistry};
 use tonic::{Code, Status};
