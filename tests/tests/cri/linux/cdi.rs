@@ -271,7 +271,9 @@ impl Interface {
 impl Drop for Interface {
     fn drop(&mut self) {
         let mut remove = std::process::Command::new("ip");
-        let _ = remove.args(["link", "delete", &self.0]).output();
+        // The other end, which stays on the node under its name.
+        let other = format!("{}y", self.0);
+        let _ = remove.args(["link", "delete", &other]).output();
     }
 }
 
