@@ -54,12 +54,12 @@ fn a_step_does_not_wait_for_what_does_not_die() {
     let path = format!("{}/container", parent.path);
     let container = cgroups.create(&path, &Limits::default()).unwrap();
     let leaf = container.exec_leaf("a1").unwrap();
-    let mut shell = leaves::run_in_leaf(&leaf, "sleep 1000 & sleep 1000");
-    wait_for("the exec", || leaf.pids().unwrap().len() == 3);
-    // Frozen from above, which killing an exec does not undo.
     let Layout::V1(v1) = container.layout() else {
         return;
     };
+    let mut shell = leaves::run_in_leaf(&leaf, "sleep 1000 & sleep 1000");
+    wait_for("the exec", || leaf.pids().unwrap().len() == 3);
+    // Frozen from above, which killing an exec does not undo.
     let state = v1.dir("freezer", &path).unwrap().join("freezer.state");
     files::write(&state, "FROZEN").unwrap();
     let (begun, mut steps, mut killing) = (Instant::now(), 0, leaf.killing());
