@@ -13,11 +13,11 @@ use super::start_failures::start_failing;
 use super::users::in_userns;
 use crate::site::{Pod, eventually, refused};
 
-/// A daemon that reads specifications from its scratch, with more settings.
-async fn daemon(cdi: &str, more: &str) -> Daemon {
-    let config = format!("{more}\n[cdi]\nspec_dirs = [\"@scratch@/cdi\"]\n{cdi}\n");
+/// A daemon that reads specifications from its scratch, with more settings of `[cdi]` and `[sandbox]`.
+async fn daemon(cdi: &str, sandbox: &str) -> Daemon {
     let options = Options {
-        config,
+        config: format!("[cdi]\nspec_dirs = [\"@scratch@/cdi\"]\n{cdi}\n"),
+        sandbox: sandbox.into(),
         ..Options::default()
     };
     let daemon = shell::daemon_with(options).await;
@@ -47,7 +47,7 @@ async fn devices_belong_to_the_user_of_the_security_context_where_the_operator_s
     if shell::on_peer() {
         return;
     }
-    let setting = "[sandbox]\ndevice_ownership_from_security_context = ";
+    let setting = "device_ownership_from_security_context = ";
     for (value, lines) in [
         ("true", ["1000:1001", "1000:1001", "1000:44", "0:0"]),
         ("false", ["0:0", "0:0", "0:44", "0:0"]),
