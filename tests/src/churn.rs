@@ -111,6 +111,9 @@ async fn run_here(plan: Plan, registry: &Registry) -> Outcome<Report> {
     let mut daemon = started(&images).await?;
     let began = Instant::now();
     let idle = Vitals::of(daemon.pid())?;
+    // The network's tables are there, and watched, from the first pod on.
+    churn(&mut daemon, &images, Wave::warm_up("first")).await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
     let before = Footprint::of(&daemon);
 
     let killed = Wave {
