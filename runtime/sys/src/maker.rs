@@ -1,7 +1,7 @@
 //! The effective user under whom namespaces are made: one that is drawn anew each time, so that no container can use up
 //! what the kernel lets that user have.
 //!
-//! Called by [`super::namespaces`], [`super::fork`] and [`super::userns`] around the call that makes them.
+//! Called by [`super::namespaces`], [`super::fork`], [`super::userns`] and [`super::mounts`] around the call that makes them.
 //!
 //! The kernel limits the namespaces of each effective user (`user.max_net_namespaces` and its like), root's too. One that
 //! is made inside a user namespace counts at every level above it as well, for the user who made that one. A container
@@ -63,6 +63,14 @@ impl Maker {
                     _ => Err(error),
                 }
             }
+        }
+    }
+
+    /// As [`Maker::begin`], but a thread that may not change its user stays who it is.
+    pub(crate) fn begin_if_allowed() -> io::Result<Self> {
+        match Self::begin() {
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(Self(None)),
+            begun => begun,
         }
     }
 

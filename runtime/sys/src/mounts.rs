@@ -1,7 +1,8 @@
 //! The fd-based mount calls: clone a tree, change its attributes and id map, make an overlay, attach.
 //!
 //! Called by `sandbox` inside a container's own mount namespace.
-//! Invariant: no call here resolves a path of an image; callers pass descriptors or host paths of our own.
+//! Invariants: no call here resolves a path of an image; callers pass descriptors or host paths of our own; the namespace
+//! that the kernel counts for a mount in the making counts for no user that a container can be.
 
 use std::ffi::CStr;
 use std::io;
@@ -15,6 +16,8 @@ use rustix::mount::{
     fsopen, mount_change, move_mount, open_tree, unmount,
 };
 use rustix::process::fchdir;
+
+use super::maker::Maker;
 
 /// Restrictions of a mount.
 #[derive(Clone, Copy, Debug, Default)]
@@ -153,7 +156,7 @@ pub fn clone_tree(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
-    private(open_tree(CWD, path, flags)?)
+    private(counted(|| open_tree(CWD, path, flags))?)
 }
 
 /// A detached copy of the mount tree at `path` and everything below it, which is a peer of what is shared there: what is
@@ -162,7 +165,7 @@ pub fn clone_with_propagation(path: &Path) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE;
-    Ok(open_tree(CWD, path, flags)?)
+    counted(|| open_tree(CWD, path, flags))
 }
 
 /// Attaches the detached `tree` on the directory or file `target`.
@@ -178,7 +181,7 @@ pub fn clone_at(place: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH;
-    private(open_tree(place, c"", flags)?)
+    private(counted(|| open_tree(place, c"", flags))?)
 }
 
 /// The same with everything that is mounted below it.
@@ -187,7 +190,7 @@ pub fn clone_all_at(place: BorrowedFd<'_>) -> io::Result<OwnedFd> {
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH
         | OpenTreeFlags::AT_RECURSIVE;
-    private(open_tree(place, c"", flags)?)
+    private(counted(|| open_tree(place, c"", flags))?)
 }
 
 fn private(tree: OwnedFd) -> io::Result<OwnedFd> {
@@ -214,11 +217,7 @@ pub fn filesystem(
         }
     }
     fsconfig_create(context.as_fd())?;
-    let mount = fsmount(
-        context.as_fd(),
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::empty(),
-    )?;
+    let mount = mounted(context.as_fd())?;
     if forbid.bits() != 0 {
         set_attributes(mount.as_fd(), forbid, None, false)?;
     }
@@ -265,11 +264,21 @@ pub fn overlay(
         set(c"workdir", work)?;
     }
     fsconfig_create(context.as_fd())?;
-    Ok(fsmount(
-        context.as_fd(),
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::empty(),
-    )?)
+    mounted(context.as_fd())
+}
+
+/// The filesystem that `context` has made, as a detached mount.
+fn mounted(context: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let flags = FsMountFlags::FSMOUNT_CLOEXEC;
+    counted(|| fsmount(context, flags, MountAttrFlags::empty()))
+}
+
+/// What `make` gives, a detached mount: it is in a mount namespace of its own, which the kernel counts as any other.
+fn counted(make: impl FnOnce() -> rustix::io::Result<OwnedFd>) -> io::Result<OwnedFd> {
+    let maker = Maker::begin_if_allowed()?;
+    let made = make();
+    maker.end()?;
+    Ok(made?)
 }
 
 /// Stops mount propagation between this namespace and its parent, both ways.

@@ -143,8 +143,24 @@ mod tests {
         }
     }
 
+    /// What is forked from a process with one thread may allocate and start threads, as the daemon's processes do.
     #[test]
     fn whoever_uses_up_what_root_may_have_does_not_stop_us() {
+        let alone = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "--test-threads=1"])
+            .arg("namespaces::tests::what_root_may_have_is_used_up")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&alone.stdout);
+        assert!(
+            alone.status.success() && said.contains("1 passed"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    #[ignore = "the test above runs it in a process of its own"]
+    fn what_root_may_have_is_used_up() {
         let refused: Step = || {
             for (_, flag) in KINDS {
                 // SAFETY: unsafe only for CLONE_FILES, which is not among the flags.
@@ -180,18 +196,14 @@ mod tests {
             userns::hold(holder, &map, &map).map(drop::<Held>)
         };
         let emptied: Step = || empty::namespace().map(drop);
-        // fsmount(2) makes one for a moment, which still counts for root: a known gap of the threat model.
-        let some_for_mounts: Step = || std::fs::write("/proc/sys/user/max_mnt_namespaces", "2");
+        // Each of the three makes a mount namespace for a moment.
+        let mounted: Step = || {
+            crate::mounts::tmpfs("64k")?;
+            crate::mounts::clone_tree(std::path::Path::new("/"), true)?;
+            crate::mounts::clone_with_propagation(std::path::Path::new("/")).map(drop)
+        };
         let steps = [
-            refused,
-            is_itself,
-            unshared,
-            is_itself,
-            forked,
-            is_itself,
-            some_for_mounts,
-            held,
-            emptied,
+            refused, is_itself, unshared, is_itself, forked, is_itself, held, emptied, mounted,
             is_itself,
         ];
         assert_eq!(
