@@ -8,8 +8,12 @@ use std::time::Duration;
 
 use coracle_tests::daemon::Daemon;
 use coracle_tests::procs::{self, Role};
+use tokio::sync::Mutex;
 
 use crate::site::{Pod, daemon, eventually};
+
+/// All second daemons have the same addresses, interfaces and ids: there is one at a time.
+static SECOND: Mutex<()> = Mutex::const_new(());
 
 /// The configuration of a second daemon in a place of its own, but for what `same` leaves as the first one has it.
 fn second(daemon: &Daemon, same: &[&str]) -> PathBuf {
@@ -71,6 +75,7 @@ async fn run(daemon: &Daemon, config: &PathBuf) -> (bool, String) {
 
 #[tokio::test]
 async fn a_sweep_leaves_the_cgroups_of_others_under_the_same_parent() {
+    let _alone = SECOND.lock().await;
     let mut daemon = daemon().await;
     let pod = Pod::run(&daemon, "mine").await;
     let _running = pod.tool(&["sleep"]).await;
@@ -139,6 +144,7 @@ async fn a_sweep_leaves_the_cgroups_of_others_under_the_same_parent() {
 
 #[tokio::test]
 async fn a_second_daemon_on_what_a_live_one_has_is_refused_by_name() {
+    let _alone = SECOND.lock().await;
     let daemon = daemon().await;
     let pod = Pod::run(&daemon, "first").await;
     for (key, named) in [
