@@ -32,21 +32,21 @@ pub(crate) struct Shares {
 #[derive(Debug, Default)]
 struct State {
     /// An entry for each place that is taken.
-    taken: Vec<Wish>,
+    taken: Vec<Request>,
     /// In the order of their coming.
     waiting: Vec<Waiting>,
 }
 
 /// For whom and where a place is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Wish {
+struct Request {
     tenant: Arc<str>,
     group: Arc<str>,
 }
 
 #[derive(Debug)]
 struct Waiting {
-    wish: Wish,
+    request: Request,
     turn: oneshot::Sender<Place>,
 }
 
@@ -54,7 +54,7 @@ struct Waiting {
 #[derive(Debug)]
 pub(crate) struct Place {
     shares: Arc<Shares>,
-    wish: Wish,
+    request: Request,
 }
 
 impl Shares {
@@ -70,12 +70,12 @@ impl Shares {
         tenant: &str,
         group: &str,
     ) -> Result<Place, RecvError> {
-        let wish = Wish {
+        let request = Request {
             tenant: tenant.into(),
             group: group.into(),
         };
         let (turn, mine) = oneshot::channel();
-        self.lock().waiting.push(Waiting { wish, turn });
+        self.lock().waiting.push(Waiting { request, turn });
         self.hand_out();
         mine.await
     }
@@ -86,11 +86,11 @@ impl Shares {
         let mut state = self.lock();
         state.waiting.retain(|waiting| !waiting.turn.is_closed());
         while let Some(next) = state.next(self.most) {
-            let Waiting { wish, turn } = state.waiting.remove(next);
-            state.taken.push(wish.clone());
+            let Waiting { request, turn } = state.waiting.remove(next);
+            state.taken.push(request.clone());
             let shares = self.clone();
             // It left just now: its place is given back below, without the lock.
-            refused.extend(turn.send(Place { shares, wish }).err());
+            refused.extend(turn.send(Place { shares, request }).err());
         }
         drop(state);
         drop(refused);
@@ -111,22 +111,22 @@ impl State {
     /// Who is next in the queue: of those that may have a place, the first one of the tenant that has the fewest.
     fn next(&self, most: Most) -> Option<usize> {
         let waiting = self.waiting.iter().enumerate();
-        let may = waiting.filter(|(_, waiting)| self.may_have(&waiting.wish, most));
+        let may = waiting.filter(|(_, waiting)| self.may_have(&waiting.request, most));
         let next =
-            may.min_by_key(|(_, waiting)| self.count(|own| own.tenant == waiting.wish.tenant));
+            may.min_by_key(|(_, waiting)| self.count(|own| own.tenant == waiting.request.tenant));
         next.map(|(place, _)| place)
     }
 
-    fn may_have(&self, wish: &Wish, most: Most) -> bool {
-        let own = self.count(|taken| taken.tenant == wish.tenant);
-        let of_group = self.count(|taken| taken.group == wish.group);
-        let own_of_group = self.count(|taken| taken == wish);
+    fn may_have(&self, request: &Request, most: Most) -> bool {
+        let own = self.count(|taken| taken.tenant == request.tenant);
+        let of_group = self.count(|taken| taken.group == request.group);
+        let own_of_group = self.count(|taken| taken == request);
         own < most.of_tenant
             && own < most.all.saturating_sub(self.taken.len())
             && own_of_group < most.of_group.saturating_sub(of_group)
     }
 
-    fn count(&self, is_counted: impl Fn(&Wish) -> bool) -> usize {
+    fn count(&self, is_counted: impl Fn(&Request) -> bool) -> usize {
         self.taken.iter().filter(|taken| is_counted(taken)).count()
     }
 }
@@ -134,7 +134,7 @@ impl State {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut state = self.shares.lock();
-        if let Some(own) = state.taken.iter().position(|taken| *taken == self.wish) {
+        if let Some(own) = state.taken.iter().position(|taken| *taken == self.request) {
             state.taken.swap_remove(own);
         }
         drop(state);

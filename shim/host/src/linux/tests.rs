@@ -14,6 +14,9 @@ use serde_json::json;
 
 use super::*;
 
+#[path = "tests/floor.rs"]
+mod floor;
+
 struct Fixture {
     root: PathBuf,
     pod: PodRecord,
@@ -362,43 +365,4 @@ fn an_id_outside_the_pods_map_is_refused() {
         let text = has_ids(&fixture.pod, &who).unwrap_err().to_string();
         assert!(text.contains(expected), "{text}");
     }
-}
-
-#[test]
-fn the_floor_is_that_of_handler_and_pod_and_opens_with_the_capability_alone() {
-    let mut fixture = Fixture::new("floor");
-    let floor = |fixture: &Fixture, seccomp: &SecurityProfile, add: &[&str]| {
-        let security = SecurityContext {
-            seccomp: seccomp.clone(),
-            capabilities: CapabilityConfig {
-                add: add.iter().map(ToString::to_string).collect(),
-                ..CapabilityConfig::default()
-            },
-            ..SecurityContext::default()
-        };
-        fixture.secured(security).unwrap().floor
-    };
-    let profiles = [
-        SecurityProfile::Unset,
-        SecurityProfile::Unconfined,
-        SecurityProfile::Default,
-    ];
-    for profile in &profiles {
-        assert!(floor(&fixture, profile, &[]).is_open());
-    }
-    fixture.handler.no_user_namespaces = true;
-    for profile in &profiles {
-        assert!(floor(&fixture, profile, &[]).no_user_namespaces);
-        assert!(!floor(&fixture, profile, &["SYS_ADMIN"]).no_user_namespaces);
-    }
-    fixture.handler.no_user_namespaces = false;
-    fixture.change(|config| config.is_offline = true);
-    for profile in &profiles {
-        assert!(floor(&fixture, profile, &[]).only_governed_sockets);
-    }
-    fixture.change(|config| {
-        config.is_offline = false;
-        config.egress = Some(coracle_spec::egress::List::default());
-    });
-    assert!(floor(&fixture, &profiles[0], &[]).only_governed_sockets);
 }

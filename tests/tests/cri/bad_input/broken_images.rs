@@ -16,21 +16,9 @@ use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use tonic::Code;
 
+use super::lying_registries::content;
 use super::{pushed, with_files};
 use crate::site::{daemon, images, refused};
-
-/// Names and sizes below the store's directories of content.
-fn content(daemon: &Daemon) -> Vec<String> {
-    let images = daemon.scratch().dir().join("root/images");
-    let mut names = Vec::new();
-    for directory in ["blobs/sha256", "layers", "tmp"] {
-        for entry in std::fs::read_dir(images.join(directory)).unwrap() {
-            names.push(entry.unwrap().file_name().into_string().unwrap());
-        }
-    }
-    names.sort();
-    names
-}
 
 /// Bytes and files of images, as the kubelet sees them.
 async fn usage(daemon: &Daemon) -> (u64, u64) {

@@ -32,7 +32,7 @@ fn changed(image: &Image, change: impl FnOnce(&mut Value)) -> Vec<u8> {
 }
 
 /// Names below the store's directories of content.
-fn content(daemon: &Daemon) -> Vec<String> {
+pub(super) fn content(daemon: &Daemon) -> Vec<String> {
     let images = daemon.scratch().dir().join("root/images");
     let mut names = Vec::new();
     for directory in ["blobs/sha256", "layers", "tmp"] {
