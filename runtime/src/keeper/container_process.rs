@@ -96,10 +96,6 @@ impl Streams {
             rustix::io::ioctl_fionbio(write, true)?;
         }
         let out = if tty { None } else { Some([pipe()?, pipe()?]) };
-        for (read, _) in out.iter().flatten() {
-            // A container that reads its own output must not make the log's thread wait.
-            rustix::io::ioctl_fionbio(read, true)?;
-        }
         Ok(Self {
             stdin,
             out,
@@ -231,7 +227,6 @@ fn forked_container(
         }
         (None, Some((control, side))) => {
             drop(side);
-            rustix::io::ioctl_fionbio(&control, true)?;
             forked.log = Some(start_log(
                 control.try_clone()?,
                 None,

@@ -82,6 +82,10 @@ struct Stream {
 
 impl Stream {
     fn new(name: &'static [u8; 6], fd: Option<OwnedFd>) -> io::Result<Self> {
+        if let Some(fd) = &fd {
+            // A container that reads its own output must not make the log's thread wait.
+            rustix::io::ioctl_fionbio(fd, true)?;
+        }
         Ok(Self {
             lines: Lines::new(name)?,
             clients: AttachedClients::new(),
@@ -102,8 +106,8 @@ fn signal(fd: RawFd) {
 }
 
 impl LogThread {
-    /// Starts the thread on the read ends of a container's output pipes, or on a terminal alone. Without `file` the
-    /// output is discarded.
+    /// Starts the thread on the read ends of a container's output pipes, or on a terminal alone, and makes them
+    /// non-blocking. Without `file` the output is discarded.
     ///
     /// Returns once the thread has done everything that allocates. Errors: no memory, descriptors or threads left.
     pub fn start(out: OwnedFd, err: Option<OwnedFd>, file: Option<File>) -> io::Result<Self> {

@@ -79,10 +79,9 @@ pub(super) struct Entry {
 /// The process has opened its terminal: keeps the controlling side and logs its output.
 pub(super) fn take_terminal(entry: &mut Entry, control: OwnedFd, slot: usize, epoll: &OwnedFd) {
     let file = entry.log_file.take();
-    // A client must not block on a program that does not read.
-    let log = rustix::io::ioctl_fionbio(&control, true)
-        .map_err(Into::into)
-        .and_then(|()| control.try_clone())
+    // Non-blocking from here on, by either number: a client must not wait for a program that does not read.
+    let log = control
+        .try_clone()
         .and_then(|out| LogThread::start(out, None, file));
     match log {
         Ok(log) => {
