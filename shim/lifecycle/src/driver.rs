@@ -197,9 +197,9 @@ pub struct Driver {
     /// What plugins are still to be told; `None` before the first event.
     notices: Option<UnboundedSender<plugins::Notice>>,
     /// The number of the last event among them.
-    told: u64,
+    notified: u64,
     /// Plugins know that the pod is stopped.
-    told_of_stop: bool,
+    notified_of_stop: bool,
     containers: BTreeMap<ContainerId, Container>,
     progress: Progress,
     /// Why its creation failed.
@@ -242,8 +242,8 @@ impl Driver {
             engine_hash: String::new(),
             cause: Span::none(),
             notices: None,
-            told: 0,
-            told_of_stop: false,
+            notified: 0,
+            notified_of_stop: false,
             containers: BTreeMap::new(),
             progress: Progress::Idle,
             failure: None,

@@ -151,7 +151,7 @@ pub struct PluginEvent {
     /// What happened.
     pub kind: PluginEventKind,
     /// Its number among the events of the pod: what a plugin was synchronised with holds all up to
-    /// [`PodRecords::told`](crate::PodRecords::told). `None` if it concerns those alone that were asked before, because
+    /// [`PodRecords::notified`](crate::PodRecords::notified). `None` if it concerns those alone that were asked before, because
     /// what they were asked about has failed.
     pub number: Option<u64>,
     /// The pod, as it is afterwards.

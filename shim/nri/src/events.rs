@@ -1,4 +1,4 @@
-//! What happens to pods and containers, told to plugins: the lifecycle's trait.
+//! Notifies plugins of what happens to pods and containers, by the trait of the lifecycle.
 //!
 //! Called by: the lifecycle, in effects and queues of each pod. Calls: sessions, one plugin after the other by index.
 //! Invariants: a plugin that hangs or breaks the protocol is closed, and the request goes on without it; one that answers
@@ -31,7 +31,7 @@ use super::updates::Change;
 
 /// A request waits for a plugin's turn, while it answers nothing, as long as so many calls may take.
 const TURNS: u32 = 5;
-/// A stop, or the answer to a request, waits until plugins are told as long as so many calls may take.
+/// A stop, or the answer to a request, waits until plugins are notified as long as so many calls may take.
 const PATIENCE: u32 = 2;
 /// And no longer than this.
 const MOST_PATIENCE: Duration = Duration::from_secs(10);
@@ -180,15 +180,15 @@ impl Nri {
         }
         for session in sessions.iter() {
             let event = Event::PostUpdatePodSandbox;
-            let told = self.send(session, event, &subject, &subject.request).await;
-            if let Err(error) = told {
+            let notified = self.send(session, event, &subject, &subject.request).await;
+            if let Err(error) = notified {
                 tracing::warn!(error = error.chain(), "an NRI plugin cannot prevent this");
             }
         }
         Ok(())
     }
 
-    async fn told(&self, event: &PluginEvent) {
+    async fn notified(&self, event: &PluginEvent) {
         let subject = Subject::of(event);
         let event = match event.kind {
             PluginEventKind::PodStarted => Event::RunPodSandbox,
@@ -299,6 +299,6 @@ impl Plugins for Nri {
     }
 
     fn observe<'a>(&'a self, event: &'a PluginEvent) -> BoxFuture<'a, ()> {
-        Box::pin(self.told(event))
+        Box::pin(self.notified(event))
     }
 }

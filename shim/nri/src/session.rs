@@ -62,7 +62,7 @@ pub struct Request {
 }
 
 /// What the reader of a session hands on.
-pub struct Inbox {
+pub struct Incoming {
     /// The plugin's registration: index and name.
     pub registered: oneshot::Receiver<(String, String)>,
     /// Its requests.
@@ -105,7 +105,7 @@ impl Session {
     ) -> (
         std::sync::Arc<Session>,
         impl Future<Output = ()> + Send + 'static,
-        Inbox,
+        Incoming,
     ) {
         let (read, write) = stream.into_split();
         let session = std::sync::Arc::new(Session {
@@ -137,11 +137,11 @@ impl Session {
             };
             own.close(why);
         };
-        let inbox = Inbox {
+        let incoming = Incoming {
             registered,
             requests,
         };
-        (session, reading, inbox)
+        (session, reading, incoming)
     }
 
     /// `NN-NAME`; empty before it has registered.

@@ -16,8 +16,8 @@ pub struct Subject {
     pub id: String,
     /// Pod and container, as plugins are shown them.
     pub request: nri::EventRequest,
-    /// The pod's id and the event's number, if it is told afterwards.
-    told: Option<(String, Option<u64>)>,
+    /// The pod's id and the event's number, if plugins are notified of it afterwards.
+    notified: Option<(String, Option<u64>)>,
 }
 
 impl Subject {
@@ -29,7 +29,7 @@ impl Subject {
                 pod: Some(convert::pod(pod)),
                 container: None,
             },
-            told: None,
+            notified: None,
         }
     }
 
@@ -41,25 +41,25 @@ impl Subject {
                 pod: Some(convert::pod(pod)),
                 container: Some(convert::container(pod, container)),
             },
-            told: None,
+            notified: None,
         }
     }
 
-    /// Something that plugins are told of.
+    /// Something that plugins are notified of.
     pub fn of(event: &PluginEvent) -> Self {
         let subject = match &event.container {
             Some(container) => Subject::container(&event.pod, container),
             None => Subject::pod(&event.pod),
         };
         Subject {
-            told: Some((event.pod.id.to_string(), event.number)),
+            notified: Some((event.pod.id.to_string(), event.number)),
             ..subject
         }
     }
 
     /// Whether a plugin, whose turn it is, does not know it yet.
     pub fn is_news(&self, session: &Session, event: Event) -> bool {
-        match &self.told {
+        match &self.notified {
             None => true,
             Some((_, None)) => session.known.last(&self.id).is_some(),
             Some((pod, Some(number))) => session
@@ -71,7 +71,7 @@ impl Subject {
 
     /// Keeps what the plugin knows up to date.
     pub fn note(&self, session: &Session, event: Event) {
-        match (event, &self.told) {
+        match (event, &self.notified) {
             (Event::RunPodSandbox | Event::CreateContainer, None) => {
                 session.known.learn(&self.id, 0)
             }

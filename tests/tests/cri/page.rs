@@ -147,8 +147,8 @@ async fn a_browser_shows_the_page_and_runs_nothing_of_a_tenants() {
         ];
         browse(&daemon, &options);
         // For the same page of the documentation.
-        let told = [said(&daemon, &["status"]), said(&daemon, &["ps", "-a"])];
-        std::fs::write(format!("{file}.txt"), told.concat()).unwrap();
+        let shown = [said(&daemon, &["status"]), said(&daemon, &["ps", "-a"])];
+        std::fs::write(format!("{file}.txt"), shown.concat()).unwrap();
     }
     let mut evil = daemon.pod("<img src=x onerror=document.title=1><script>document.title=2");
     evil.hostname = "evil".into();

@@ -55,13 +55,13 @@ impl Driver {
             container.answer_waiting();
         }
         for (create, start, result) in answered {
-            self.answer_when_told(start, result.clone().map(drop));
-            self.answer_when_told(create, result);
+            self.answer_when_notified(start, result.clone().map(drop));
+            self.answer_when_notified(create, result);
         }
     }
 
     /// Answers requests whose answer is `result`, once plugins were told of what it says.
-    pub(super) fn answer_when_told<T: Clone + Send + 'static>(
+    pub(super) fn answer_when_notified<T: Clone + Send + 'static>(
         &self,
         mut waiting: Vec<Reply<T>>,
         result: Result<T, Error>,
@@ -69,12 +69,12 @@ impl Driver {
         if waiting.is_empty() {
             return;
         }
-        let Some(told) = self.told() else {
+        let Some(notified) = self.notified() else {
             return answer(&mut waiting, &result);
         };
         let work = self.shared.work.begin();
         let answered = async move {
-            told.await;
+            notified.await;
             answer(&mut waiting, &result);
             drop(work);
         };

@@ -68,11 +68,11 @@ impl Driver {
         );
         let silent = format!("start container {id}: its keeper does not answer");
         let any = self.shared.plugins.any();
-        let asked = any.then(|| self.told_of(id)).flatten();
-        let told = self.told();
+        let asked = any.then(|| self.notified_of(id)).flatten();
+        let notified = self.notified();
         self.run_start(id, async move {
             let request = request.ok_or_else(|| Error::new(Kind::Io, silent))?;
-            plugins::may_start(&shared, told, asked).await?;
+            plugins::may_start(&shared, notified, asked).await?;
             shared.host().start_container(request).await
         });
     }

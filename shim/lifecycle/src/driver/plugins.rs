@@ -37,7 +37,7 @@ pub struct PodRecords {
     /// The pod and containers that are still being created.
     pub unborn: Vec<String>,
     /// The number of the pod's last event: all this is as it was after it.
-    pub told: u64,
+    pub notified: u64,
 }
 
 impl Driver {
@@ -93,10 +93,10 @@ impl Driver {
     }
 
     fn tell(&mut self, kind: PluginEventKind, container: Option<ContainerRecord>) {
-        self.told += 1;
+        self.notified += 1;
         let event = PluginEvent {
             kind,
-            number: Some(self.told),
+            number: Some(self.notified),
             pod: Arc::new(self.record.clone()),
             container: container.map(Box::new),
         };
@@ -113,16 +113,16 @@ impl Driver {
     /// What an effect waits for before it tears the pod down: plugins are told of the ends of its containers, then of
     /// its own. `None` without plugins, and when they were told.
     pub(super) fn tell_of_stop(&mut self) -> Option<impl Future<Output = ()> + Send + use<>> {
-        if self.told_of_stop || !self.shared.plugins.any() {
+        if self.notified_of_stop || !self.shared.plugins.any() {
             return None;
         }
-        self.told_of_stop = true;
+        self.notified_of_stop = true;
         self.tell(PluginEventKind::PodStopped, None);
-        self.told()
+        self.notified()
     }
 
     /// Waits until plugins were told of everything so far, for a limited time. `None` if there is nothing to tell.
-    pub(super) fn told(&self) -> Option<impl Future<Output = ()> + Send + use<>> {
+    pub(super) fn notified(&self) -> Option<impl Future<Output = ()> + Send + use<>> {
         let (sender, flushed) = oneshot::channel();
         // Err: the task has panicked.
         let _ = self.notices.as_ref()?.send(Notice::Flush(sender));
@@ -139,7 +139,7 @@ impl Driver {
     }
 
     /// What plugins are told of a container before a change; `None` before it is planned.
-    pub(super) fn told_of(&self, id: &ContainerId) -> Option<(PodRecord, ContainerRecord)> {
+    pub(super) fn notified_of(&self, id: &ContainerId) -> Option<(PodRecord, ContainerRecord)> {
         let container = self.containers.get(id)?;
         Some((self.record.clone(), container.record()?))
     }
@@ -156,7 +156,7 @@ impl Driver {
             unborn.push(self.record.id.to_string());
         }
         PodRecords {
-            told: self.told,
+            notified: self.notified,
             pod: self.record.clone(),
             containers: born.iter().filter_map(|one| one.record()).collect(),
             unborn,
@@ -204,11 +204,11 @@ pub(super) async fn run_pod(shared: &Shared, ready: &PodRecord) -> Result<(), Er
     Err(refused)
 }
 
-/// Creates a planned container, which plugins adjust before, once they know what `told` waits for. A creation that fails
+/// Creates a planned container, which plugins adjust before, once they know what `notified` waits for. A creation that fails
 /// after they were asked is followed by its end.
 pub(super) async fn create(
     shared: &Arc<Shared>,
-    told: Option<impl Future<Output = ()>>,
+    notified: Option<impl Future<Output = ()>>,
     pod: &PodRecord,
     planned: ContainerRecord,
     engine: &KeeperEngine,
@@ -216,8 +216,8 @@ pub(super) async fn create(
     if !shared.plugins.any() {
         return build(shared, pod, planned).await;
     }
-    if let Some(told) = told {
-        told.await;
+    if let Some(notified) = notified {
+        notified.await;
     }
     let mut last = planned.clone();
     let result = match adjust(shared, pod, planned, engine).await {
@@ -265,17 +265,17 @@ async fn adjust(
     Ok(record)
 }
 
-/// Asks plugins about the start of a container, once they know what `told` waits for. Errors: one refuses it.
+/// Asks plugins about the start of a container, once they know what `notified` waits for. Errors: one refuses it.
 pub(super) async fn may_start(
     shared: &Shared,
-    told: Option<impl Future<Output = ()>>,
+    notified: Option<impl Future<Output = ()>>,
     asked: Option<(PodRecord, ContainerRecord)>,
 ) -> Result<(), Error> {
     let Some((pod, record)) = asked.filter(|_| shared.plugins.any()) else {
         return Ok(());
     };
-    if let Some(told) = told {
-        told.await;
+    if let Some(notified) = notified {
+        notified.await;
     }
     shared.plugins.start_container(&pod, &record).await
 }

@@ -231,11 +231,11 @@ impl Driver {
         (self.keeper_watch, self.calling) = (None, None);
         let (shared, record) = (Arc::clone(&self.shared), self.record.clone());
         let (keeper, process) = (self.keeper.clone(), self.keeper_process.clone());
-        let told = self.tell_of_stop();
+        let notified = self.tell_of_stop();
         self.effect(
             async move {
-                if let Some(told) = told {
-                    told.await;
+                if let Some(notified) = notified {
+                    notified.await;
                 }
                 shared
                     .host()

@@ -70,7 +70,7 @@ impl Driver {
         };
         self.shared.registry.add_container(&id, &self.record.id);
         self.containers.insert(id.clone(), container);
-        let (engine, told) = (self.engine(), self.told());
+        let (engine, notified) = (self.engine(), self.notified());
         let (shared, pod, completed) = (Arc::clone(&self.shared), self.record.clone(), id.clone());
         self.effect(
             async move {
@@ -84,7 +84,7 @@ impl Driver {
                     created_at,
                     phase,
                 };
-                plugins::create(&shared, told, &pod, record, &engine).await
+                plugins::create(&shared, notified, &pod, record, &engine).await
             },
             |result| Message::Container(completed, Completion::Built(result.map(Box::new))),
         );

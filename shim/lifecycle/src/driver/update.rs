@@ -91,14 +91,14 @@ impl Driver {
         container.busy += 1;
         let (shared, completed) = (Arc::clone(&self.shared), id.clone());
         let pod = asked.is_some().then(|| self.record.clone());
-        let told = self.told();
+        let notified = self.notified();
         self.effect(
             async move {
                 let Some(((requested, before), pod)) = asked.zip(pod) else {
                     return applied(&shared, change).await;
                 };
-                if let Some(told) = told {
-                    told.await;
+                if let Some(notified) = notified {
+                    notified.await;
                 }
                 let plugins = &shared.plugins;
                 let requested = plugins.update_container(&pod, &before, requested).await?;
@@ -125,7 +125,7 @@ impl Driver {
             if outcome.is_ok() && origin == Origin::Kubelet {
                 self.tell_of_limits(id);
             }
-            self.answer_when_told(vec![reply], outcome);
+            self.answer_when_notified(vec![reply], outcome);
         }
         self.show(id);
         self.change(id);
