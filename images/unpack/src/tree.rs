@@ -122,20 +122,7 @@ impl<'t> Tree<'t> {
     pub(crate) fn make_symlink(&self, path: &PathAt<'_>, entry: &Entry) -> SysResult<()> {
         path.remove(path.stat()?)?;
         fs::symlinkat(entry.link.as_slice(), &path.parent, path.name)?;
-        let (uid, gid) = owner(entry)?;
-        fs::chownat(
-            &path.parent,
-            path.name,
-            Some(uid),
-            Some(gid),
-            AtFlags::SYMLINK_NOFOLLOW,
-        )?;
-        fs::utimensat(
-            &path.parent,
-            path.name,
-            &times(entry),
-            AtFlags::SYMLINK_NOFOLLOW,
-        )
+        apply_owner_and_times(path, entry)
     }
 
     /// Links to another file of this layer. Errors: `NOENT` if it is not there, `PERM` if it is not a file.
@@ -170,20 +157,7 @@ impl<'t> Tree<'t> {
         path.remove(path.stat()?)?;
         let mode = Mode::from_raw_mode(entry.mode & 0o777);
         fs::mknodat(&path.parent, path.name, FileType::Fifo, mode, 0)?;
-        let (uid, gid) = owner(entry)?;
-        fs::chownat(
-            &path.parent,
-            path.name,
-            Some(uid),
-            Some(gid),
-            AtFlags::SYMLINK_NOFOLLOW,
-        )?;
-        fs::utimensat(
-            &path.parent,
-            path.name,
-            &times(entry),
-            AtFlags::SYMLINK_NOFOLLOW,
-        )
+        apply_owner_and_times(path, entry)
     }
 
     /// Hides `path` of the layers below. What this layer itself put there stays.
@@ -289,6 +263,14 @@ fn remove_directory(parent: BorrowedFd<'_>, name: &OsStr) -> SysResult<()> {
         }
     }
     Ok(())
+}
+
+/// Gives owner and times to what cannot be opened.
+fn apply_owner_and_times(path: &PathAt<'_>, entry: &Entry) -> SysResult<()> {
+    let (uid, gid) = owner(entry)?;
+    let (parent, itself) = (&path.parent, AtFlags::SYMLINK_NOFOLLOW);
+    fs::chownat(parent, path.name, Some(uid), Some(gid), itself)?;
+    fs::utimensat(parent, path.name, &times(entry), itself)
 }
 
 /// Gives an open file or directory the entry's owner, mode, attributes and time, in the order in which none

@@ -10,19 +10,16 @@
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NlasIterator};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, Prop};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::error::Error;
-use super::netlink::{Netlink, Request};
+use super::netlink::{self, Netlink, Request};
 use super::veth;
 
 // Source: linux/if_addr.h and linux/rtnetlink.h.
-const IFADDRMSG_BYTES: usize = 8;
-const IFA_ADDRESS: u16 = 1;
-const IFA_LOCAL: u16 = 2;
 const IFA_F_PERMANENT: u8 = 0x80;
 const RT_SCOPE_UNIVERSE: u8 = 0;
 
@@ -127,19 +124,7 @@ fn address(payload: &[u8]) -> Option<Address> {
         return None;
     }
     let index = u32::from_ne_bytes(payload.get(4..8)?.try_into().ok()?);
-    let (mut own, mut other) = (None, None);
-    for attribute in NlasIterator::new(payload.get(IFADDRMSG_BYTES..)?).flatten() {
-        let value = attribute.value();
-        let address = match value.len() {
-            4 => <[u8; 4]>::try_from(value).ok().map(IpAddr::from),
-            _ => <[u8; 16]>::try_from(value).ok().map(IpAddr::from),
-        };
-        match attribute.kind() {
-            IFA_LOCAL => own = address,
-            IFA_ADDRESS => other = address,
-            _ => {}
-        }
-    }
+    let (own, other) = netlink::address_pair(payload)?;
     Some(Address {
         index,
         prefix,

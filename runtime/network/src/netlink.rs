@@ -314,9 +314,15 @@ fn link(payload: &[u8]) -> Option<Link> {
     Some(link)
 }
 
-/// The interface's own address; the other end's, where there is one, comes as another attribute.
+/// The interface's own address; the other end's, where only that one was sent.
 fn address(payload: &[u8]) -> Option<IpAddr> {
-    let mut found = None;
+    let (own, other) = address_pair(payload)?;
+    own.or(other)
+}
+
+/// The address of the interface and that of the other end, as far as the message of an address has them.
+pub(super) fn address_pair(payload: &[u8]) -> Option<(Option<IpAddr>, Option<IpAddr>)> {
+    let (mut own, mut other) = (None, None);
     for attribute in NlasIterator::new(payload.get(IFADDRMSG_BYTES..)?).flatten() {
         let value = attribute.value();
         let address = match value.len() {
@@ -324,12 +330,12 @@ fn address(payload: &[u8]) -> Option<IpAddr> {
             _ => <[u8; 16]>::try_from(value).ok().map(IpAddr::from),
         };
         match attribute.kind() {
-            IFA_LOCAL => return address,
-            IFA_ADDRESS => found = address,
+            IFA_LOCAL => own = address,
+            IFA_ADDRESS => other = address,
             _ => {}
         }
     }
-    found
+    Some((own, other))
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -70,7 +70,9 @@ impl Nri {
         let pod = |records: &PodRecords| records.unborn.contains(&records.pod.id.to_string());
         found.retain(|records| !pod(records));
         for records in &found {
-            session.known.learn(records.pod.id.as_str(), records.notified);
+            session
+                .known
+                .learn(records.pod.id.as_str(), records.notified);
         }
         found
     }
