@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 use super::Nri;
 use super::counters;
 use super::event::subscription;
-use super::session::{CallError, Incoming, Request, Session};
+use super::session::{CallError, Received, Request, Session};
 
 /// Connections at a time.
 const CONNECTIONS: usize = 64;
@@ -131,10 +131,10 @@ impl Nri {
 
     /// One connection, from its beginning to its end.
     async fn session(self: Arc<Self>, stream: UnixStream, pods: Pods) {
-        let (session, reading, incoming) = Session::new(stream, self.settings.request_timeout);
+        let (session, reading, received) = Session::new(stream, self.settings.request_timeout);
         let mut tasks = JoinSet::new();
         tasks.spawn(reading);
-        if let Err(why) = self.join(&session, incoming, &pods, &mut tasks).await {
+        if let Err(why) = self.join(&session, received, &pods, &mut tasks).await {
             session.close(why);
         }
         let why = session.ended().await;
@@ -151,12 +151,12 @@ impl Nri {
     async fn join(
         self: &Arc<Self>,
         session: &Arc<Session>,
-        incoming: Incoming,
+        received: Received,
         pods: &Pods,
         tasks: &mut JoinSet<()>,
     ) -> Result<(), String> {
         let limit = self.settings.registration_timeout;
-        let registered = tokio::time::timeout(limit, incoming.registered).await;
+        let registered = tokio::time::timeout(limit, received.registered).await;
         let Ok(registered) = registered else {
             return Err(format!("it did not register within {limit:?}"));
         };
@@ -164,7 +164,7 @@ impl Nri {
         let events = self.configure(session).await?;
         session.subscribe(format!("{index}-{name}"), events);
         tracing::info!(plugin = session.name(), events, "NRI plugin connected");
-        let requests = incoming.requests;
+        let requests = received.requests;
         tasks.spawn(Arc::clone(self).serve_requests(Arc::clone(session), requests));
         self.synchronize(pods, session).await
     }

@@ -62,7 +62,7 @@ pub struct Request {
 }
 
 /// What the reader of a session hands on.
-pub struct Incoming {
+pub struct Received {
     /// The plugin's registration: index and name.
     pub registered: oneshot::Receiver<(String, String)>,
     /// Its requests.
@@ -105,7 +105,7 @@ impl Session {
     ) -> (
         std::sync::Arc<Session>,
         impl Future<Output = ()> + Send + 'static,
-        Incoming,
+        Received,
     ) {
         let (read, write) = stream.into_split();
         let session = std::sync::Arc::new(Session {
@@ -137,11 +137,11 @@ impl Session {
             };
             own.close(why);
         };
-        let incoming = Incoming {
+        let received = Received {
             registered,
             requests,
         };
-        (session, reading, incoming)
+        (session, reading, received)
     }
 
     /// `NN-NAME`; empty before it has registered.

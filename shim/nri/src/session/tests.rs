@@ -8,11 +8,11 @@ use tokio::net::unix::OwnedReadHalf;
 
 const LIMIT: Duration = Duration::from_millis(200);
 
-fn session(limit: Duration) -> (Arc<Session>, Incoming, UnixStream) {
+fn session(limit: Duration) -> (Arc<Session>, Received, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let (session, reading, incoming) = Session::new(ours, limit);
+    let (session, reading, received) = Session::new(ours, limit);
     tokio::spawn(reading);
-    (session, incoming, theirs)
+    (session, received, theirs)
 }
 
 fn request(stream: u32, method: &str, payload: Vec<u8>) -> Message {
@@ -47,7 +47,7 @@ async fn answer(reader: &mut Reader<OwnedReadHalf>) -> nri::TtrpcResponse {
 
 #[tokio::test]
 async fn a_plugin_registers_once_under_a_name_of_the_right_form() {
-    let (session, incoming, theirs) = session(LIMIT);
+    let (session, received, theirs) = session(LIMIT);
     let (read, mut write) = theirs.into_split();
     let mut reader = Reader::new(read);
     for (stream, (index, name)) in [
@@ -74,7 +74,7 @@ async fn a_plugin_registers_once_under_a_name_of_the_right_form() {
         };
         assert_eq!(code, expected, "{index} {name}");
     }
-    let registered = incoming.registered.await.unwrap();
+    let registered = received.registered.await.unwrap();
     assert_eq!(registered, ("10".to_owned(), "good.1".to_owned()));
     let again = request(11, "RegisterPlugin", registration("10", "good.1"));
     write.write_all(&wire::encode(&again)).await.unwrap();
@@ -83,7 +83,7 @@ async fn a_plugin_registers_once_under_a_name_of_the_right_form() {
 
 #[tokio::test]
 async fn a_plugin_that_does_not_answer_is_closed_and_nobody_waits_longer() {
-    let (session, _incoming, _theirs) = session(LIMIT);
+    let (session, _received, _theirs) = session(LIMIT);
     let began = Instant::now();
     let called = session.call("Configure", &nri::Empty {}).await;
     assert_eq!(called, Err(CallError::Closed));
@@ -104,7 +104,7 @@ async fn answers_go_to_their_calls_and_lies_close_the_session() {
             payload: response.encode_to_vec(),
         })
     };
-    let (session, _incoming, theirs) = session(Duration::from_secs(5));
+    let (session, _received, theirs) = session(Duration::from_secs(5));
     let (read, mut write) = theirs.into_split();
     let mut reader = Reader::new(read);
     for (stream, code) in [(1, 0), (3, 2), (5, UNIMPLEMENTED)] {
@@ -133,7 +133,7 @@ async fn answers_go_to_their_calls_and_lies_close_the_session() {
 
 #[tokio::test]
 async fn a_flood_of_requests_is_refused_beyond_a_short_queue_and_one_that_is_not_read_ends() {
-    let (session, mut incoming, theirs) = session(LIMIT);
+    let (session, mut received, theirs) = session(LIMIT);
     let (read, mut write) = theirs.into_split();
     let mut reader = Reader::new(read);
     for stream in 0..=QUEUE as u32 {
@@ -142,7 +142,7 @@ async fn a_flood_of_requests_is_refused_beyond_a_short_queue_and_one_that_is_not
     }
     let refused = answer(&mut reader).await.status.unwrap();
     assert_eq!(refused.code, RESOURCE_EXHAUSTED);
-    let first = incoming.requests.recv().await.unwrap();
+    let first = received.requests.recv().await.unwrap();
     session.answer(first, Vec::new()).await;
     assert_eq!(answer(&mut reader).await.status, None);
     // It goes on, and reads no more of the refusals.
@@ -157,7 +157,7 @@ async fn a_flood_of_requests_is_refused_beyond_a_short_queue_and_one_that_is_not
 
 #[tokio::test]
 async fn a_plugin_of_before_0_12_is_told_by_a_change_of_state() {
-    let (session, _incoming, theirs) = session(Duration::from_secs(5));
+    let (session, _received, theirs) = session(Duration::from_secs(5));
     let (read, mut write) = theirs.into_split();
     let mut reader = Reader::new(read);
     let own = Arc::clone(&session);
@@ -209,7 +209,7 @@ async fn a_plugin_of_before_0_12_is_told_by_a_change_of_state() {
 
 #[tokio::test]
 async fn a_long_queue_closes_no_plugin_that_goes_on_answering() {
-    let (session, _incoming, theirs) = session(Duration::from_secs(5));
+    let (session, _received, theirs) = session(Duration::from_secs(5));
     let (read, mut write) = theirs.into_split();
     let mut reader = Reader::new(read);
     let limit = Duration::from_millis(600);
