@@ -28,6 +28,7 @@ mod linux;
 mod log;
 mod modules;
 mod mounts;
+mod node_hooks;
 mod paths;
 mod plan;
 mod pod;

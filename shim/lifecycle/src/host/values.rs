@@ -85,6 +85,18 @@ pub struct HostCounts {
     pub quarantine: PathBuf,
 }
 
+/// Programs of the node that go with a container's start or end.
+pub struct NodeHookRun {
+    /// The pod.
+    pub pod: PodId,
+    /// The container.
+    pub id: ContainerId,
+    /// The plan, which has them.
+    pub plan: Arc<Plan>,
+    /// The container's first process: it has started. `None` if it has ended and its cgroup is gone.
+    pub pid: Option<i32>,
+}
+
 /// A container that runs.
 pub struct Started {
     /// Its first process.
