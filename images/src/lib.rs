@@ -75,5 +75,5 @@ pub use signature::check_signature_policy;
 pub use singleflight::PullRequest;
 pub use snapshot::{lower_dirs, open_file};
 pub use store::Images;
-pub use transfers::Transfer;
+pub use transfers::{Transfer, TransferCounts, UnpackObserver};
 pub use unpack::{RunningUnpacker, Unpacker, UnpackerLauncher};

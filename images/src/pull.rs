@@ -329,7 +329,9 @@ impl Pull {
         let jobs = self.missing_layers(layers, &record.chains, &config.diff_ids);
         let keeps_layers = self.inner.config.keep_blobs;
         self.fetch(wanted(layers, &jobs, keeps_layers)).await?;
+        let reused = layers.len().saturating_sub(jobs.len());
         self.unpack(jobs).await?;
+        self.inner.transfers.reuse_layers(reused);
         record.program = self.program(record, config.platform.is_wasm()).await?;
         Ok(())
     }

@@ -6,7 +6,7 @@
 //! Not here: bars, protocols.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::pull::Origin;
@@ -40,7 +40,38 @@ pub struct Transfer {
 pub(crate) struct Transfers {
     running: Mutex<Vec<Weak<Progress>>>,
     from_registries: AtomicU64,
+    from_mirrors: AtomicU64,
     from_archives: AtomicU64,
+    unpacked_layers: AtomicU64,
+    reused_layers: AtomicU64,
+    observer: OnceLock<UnpackObserver>,
+}
+
+/// Learns how long a layer took to unpack. It must not block.
+pub type UnpackObserver = fn(Duration);
+
+/// What all transfers of a store have done since the daemon started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TransferCounts {
+    /// Bytes of configs and layers that have come from registries.
+    pub from_registries: u64,
+    /// The same, from mirrors of them.
+    pub from_mirrors: u64,
+    /// The same, from archives.
+    pub from_archives: u64,
+    /// Layers of images that were unpacked.
+    pub unpacked_layers: u64,
+    /// Layers of images that were here already.
+    pub reused_layers: u64,
+}
+
+/// Where bytes of a transfer come from, if it is no archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Host {
+    /// The registry, or an archive.
+    Own,
+    /// A mirror of the registry.
+    Mirror,
 }
 
 impl Transfers {
@@ -66,13 +97,28 @@ impl Transfers {
     }
 
     /// Counts bytes that have come.
-    pub(crate) fn count(&self, progress: &Progress, bytes: u64) {
+    pub(crate) fn count(&self, progress: &Progress, host: Host, bytes: u64) {
         progress.received.fetch_add(bytes, Ordering::Relaxed);
-        let all = match progress.archive {
-            None => &self.from_registries,
-            Some(_) => &self.from_archives,
+        let all = match (&progress.archive, host) {
+            (Some(_), _) => &self.from_archives,
+            (None, Host::Own) => &self.from_registries,
+            (None, Host::Mirror) => &self.from_mirrors,
         };
         all.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Of the layers of an image, so many were here already.
+    pub(crate) fn reuse_layers(&self, count: usize) {
+        let count = u64::try_from(count).unwrap_or(u64::MAX);
+        self.reused_layers.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// A layer was unpacked.
+    pub(crate) fn unpacked(&self, took: Duration) {
+        self.unpacked_layers.fetch_add(1, Ordering::Relaxed);
+        if let Some(observer) = self.observer.get() {
+            observer(took);
+        }
     }
 }
 
@@ -168,12 +214,21 @@ impl Images {
             .collect()
     }
 
-    /// Bytes of images that have come from registries, and from archives, since the daemon started.
-    pub fn received_bytes(&self) -> (u64, u64) {
+    /// What all transfers have done since the daemon started.
+    pub fn transfer_counts(&self) -> TransferCounts {
         let transfers = &self.inner.transfers;
-        (
-            transfers.from_registries.load(Ordering::Relaxed),
-            transfers.from_archives.load(Ordering::Relaxed),
-        )
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        TransferCounts {
+            from_registries: of(&transfers.from_registries),
+            from_mirrors: of(&transfers.from_mirrors),
+            from_archives: of(&transfers.from_archives),
+            unpacked_layers: of(&transfers.unpacked_layers),
+            reused_layers: of(&transfers.reused_layers),
+        }
+    }
+
+    /// Tells `observer` of each layer that is unpacked from now on, once.
+    pub fn observe_unpacking(&self, observer: UnpackObserver) {
+        let _ = self.inner.transfers.observer.set(observer);
     }
 }

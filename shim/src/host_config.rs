@@ -44,6 +44,7 @@ pub fn live_config(config: &Config) -> LiveConfig {
         devices: DeviceSettings {
             cdi_spec_dirs: config.cdi.spec_dirs.clone(),
             cdi_hooks: config.cdi.hooks.clone(),
+            cdi_node_hooks: config.cdi.node_hooks.clone(),
             owned_by_user: config.sandbox.device_ownership_from_security_context,
         },
         handlers: handlers

@@ -12,7 +12,7 @@ use coracle_config::Config;
 use coracle_images::Images;
 use coracle_lifecycle::Pods;
 use coracle_metrics::Format;
-use coracle_metrics::listener::{Answer, Listener, Source};
+use coracle_metrics::listener::{Answer, Listener, Refusal, Source};
 use coracle_telemetry::{Build, Collector, Daemon, PATHS, Scrapes};
 use futures_util::future::BoxFuture;
 
@@ -44,23 +44,25 @@ impl Source for Site {
         self: Arc<Self>,
         path: &'static str,
         format: Format,
-    ) -> BoxFuture<'static, Result<Answer, String>> {
+    ) -> BoxFuture<'static, Result<Answer, Refusal>> {
         Box::pin(async move {
             if path == PAGE {
                 let page = self.page.html().await;
-                return page.map(Answer::Page).map_err(|error| error.chain());
+                let failed = |error: coracle_lifecycle::Error| Refusal::Failed(error.chain());
+                return page.map(Answer::Page).map_err(failed);
             }
             self.scrapes.text(path, format).await.map(Answer::Metrics)
         })
     }
 }
 
-/// Starts the listener, if the configuration has an address. Errors: the address cannot be used.
+/// Starts the listener, if the configuration has an address; `engine` is the hash of the daemon's engine. Errors: the address
+/// cannot be used.
 pub async fn start(
     config: &Config,
     pods: &Pods,
     images: &Images,
-    facts: Facts,
+    (engine, facts): (String, Facts),
 ) -> Result<Metrics, Box<dyn Error>> {
     let root = config.root.clone();
     let collector = Collector::new(pods.clone(), root, config.metrics.processes);
@@ -70,12 +72,17 @@ pub async fn start(
     let daemon = Daemon {
         build: Build {
             version: env!("CARGO_PKG_VERSION"),
+            commit: crate::version::COMMIT,
+            engine,
             wasmtime: crate::version::WASMTIME,
         },
         pods: pods.clone(),
         images: images.clone(),
         counted: counted
             .chain(coracle_lifecycle::counters::all())
+            .chain(coracle_host::metrics())
+            .chain(coracle_streaming::metrics())
+            .chain([coracle_telemetry::observe_unpacking(images)])
             .chain(coracle_nri::metrics())
             .chain(coracle_trace::metrics())
             .collect(),
@@ -83,10 +90,7 @@ pub async fn start(
     let mut listener = None;
     if let Some(address) = config.metrics.address {
         let source = Site {
-            scrapes: Scrapes {
-                containers: Arc::clone(&containers),
-                daemon: daemon.clone(),
-            },
+            scrapes: Scrapes::new(Arc::clone(&containers), daemon.clone()),
             page: NodePage::new(View {
                 facts,
                 pods: pods.clone(),

@@ -52,7 +52,7 @@ pub fn metrics() -> [&'static dyn Metric; 3] {
 }
 
 /// Settings, and tables of settings, that take effect at once; everything else waits for a restart.
-const AT_ONCE: [&str; 17] = [
+const AT_ONCE: [&str; 18] = [
     "log.level",
     "log.targets",
     "network.denied_node_ports",
@@ -63,6 +63,7 @@ const AT_ONCE: [&str; 17] = [
     "sandbox.device_ownership_from_security_context",
     "cdi.spec_dirs",
     "cdi.hooks",
+    "cdi.node_hooks",
     "wasm.compile_timeout_s",
     "wasm.compile_memory_bytes",
     "wasm.cache_bytes",

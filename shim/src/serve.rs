@@ -140,10 +140,11 @@ async fn build(
     let node = node(config, &cgroups)?;
     let live = Arc::new(Live::new(live_config(config)));
     let (host, images, compiler) = host(config, cgroups, category_share, Arc::clone(&live)).await?;
+    let engine = host.own_engine().hash;
     let pods = Pods::open(Arc::new(host), nri.clone()).await?;
     let (streaming, sessions) = streaming(config).await?;
     let facts = admin::facts(config, about(&node, None)?);
-    let metrics = metrics::start(config, &pods, &images, facts).await?;
+    let metrics = metrics::start(config, &pods, &images, (engine, facts)).await?;
     let policies = Arc::new(Live::new(config.handlers.policies()));
     let targets = Targets {
         host: live,

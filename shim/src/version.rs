@@ -12,6 +12,11 @@ use serde::Serialize;
 
 /// The version of the engine, e.g. `48.0.2`.
 pub const WASMTIME: &str = env!("CORACLE_WASMTIME");
+/// The commit that was built, `unknown` if the build was not told.
+pub const COMMIT: &str = match option_env!("CORACLE_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};
 /// The CRI API that the protocol was copied from.
 const CRI_API: &str = "0.37";
 
@@ -48,7 +53,7 @@ impl Version {
         let features = [("failpoints", cfg!(feature = "failpoints"))];
         Ok(Self {
             version: env!("CARGO_PKG_VERSION"),
-            commit: option_env!("CORACLE_COMMIT").unwrap_or("unknown"),
+            commit: COMMIT,
             commit_date: option_env!("CORACLE_COMMIT_DATE").unwrap_or("unknown"),
             rustc: env!("CORACLE_RUSTC"),
             target: env!("CORACLE_TARGET"),

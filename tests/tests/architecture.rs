@@ -1,7 +1,8 @@
 //! What the crates may know of each other, held against `cargo metadata`.
 //!
-//! proto, streaming, metrics, sys and spec are leaves, and so are tree and unpack, the parts of images that handle what strangers
-//! made: the jailed unpacker is the shim's, which joins unpack with the runtime's jail. Below runtime, cgroup, network
+//! proto, metrics, sys and spec are leaves, and so are tree and unpack, the parts of images that handle what strangers
+//! made: the jailed unpacker is the shim's, which joins unpack with the runtime's jail. Streaming knows metrics alone, which
+//! whatever counts in the daemon may know. Below runtime, cgroup, network
 //! and sandbox know sys and spec alone, and wasm also the jail of its compiler; control is how the daemon and the
 //! processes of runtime speak with each other. Of the shim's crates, lifecycle knows images and control and no protocol
 //! of clients; telemetry measures
@@ -40,12 +41,12 @@ const GRAPH: [(&str, &str); 26] = [
     ),
     ("metrics", ""),
     ("nri", "lifecycle metrics proto spec"),
-    ("streaming", ""),
+    ("streaming", "metrics"),
     ("sandbox", "spec sys"),
     ("wasm", "sandbox spec sys"),
     (
         "host",
-        "cgroup control images lifecycle network sandbox spec streaming tree wasm",
+        "cgroup control images lifecycle metrics network sandbox spec streaming tree wasm",
     ),
     ("config", "cri spec"),
     ("image-cli", "proto"),

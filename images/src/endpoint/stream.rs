@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use super::failure::deepest;
 use super::throughput::{Throughput, TooSlow, TransferLimits};
 use crate::error::Error;
+use crate::transfers::Host;
 
 /// What was received of a blob already.
 #[derive(Clone, Copy)]
@@ -48,6 +49,14 @@ impl BlobStream {
             self.is_given_up.store(true, Ordering::Relaxed);
         }
         self.has_next
+    }
+
+    /// What its host is: the registry itself comes last.
+    pub(crate) fn host_kind(&self) -> Host {
+        match self.has_next {
+            true => Host::Mirror,
+            false => Host::Own,
+        }
     }
 
     /// The place of its first byte in the blob: 0, or where a resumed blob goes on.

@@ -22,6 +22,7 @@ use crate::endpoint::{ATTEMPTS, BACKOFF, BlobStream, Resume};
 use crate::error::{Error, Kind as ErrorKind};
 use crate::manifest::Blob;
 use crate::registry::Registry;
+use crate::transfers::Host;
 use crate::verify::Verifier;
 
 /// Blobs fetched at the same time by one pull.
@@ -221,7 +222,7 @@ impl Pull {
         loop {
             match bytes.next().await {
                 Ok(Some(chunk)) => {
-                    self.count(chunk.len());
+                    self.count(bytes.host_kind(), chunk.len());
                     writer.write(&chunk).await?;
                 }
                 Ok(None) => return writer.commit(&self.inner.blobs).await,
@@ -239,7 +240,7 @@ impl Pull {
         let what = format!("blob {}", blob.digest);
         let mut verifier = Verifier::new(what, blob.digest.clone(), blob.size);
         while let Some(chunk) = bytes.next().await? {
-            self.count(chunk.len());
+            self.count(bytes.host_kind(), chunk.len());
             verifier.update(&chunk)?;
         }
         verifier.finish()
@@ -265,7 +266,7 @@ impl Pull {
             if count == 0 {
                 break;
             }
-            self.count(count);
+            self.count(Host::Own, count);
             match &mut writer {
                 Some(writer) => writer.write(&buffer[..count]).await?,
                 None => verifier.update(&buffer[..count])?,
@@ -277,7 +278,8 @@ impl Pull {
         }
     }
 
-    fn count(&self, bytes: usize) {
-        self.inner.transfers.count(&self.progress, bytes as u64);
+    fn count(&self, host: Host, bytes: usize) {
+        let transfers = &self.inner.transfers;
+        transfers.count(&self.progress, host, bytes as u64);
     }
 }

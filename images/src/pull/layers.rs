@@ -7,6 +7,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tracing::{Instrument as _, info_span};
 
@@ -42,7 +43,9 @@ impl Pull {
         let mut budget = Budget::new(&self.inner.config.limits);
         self.progress.expect_layers(jobs.len());
         for job in jobs {
+            let began = Instant::now();
             job.run(&self.inner, &mut budget).await?;
+            self.inner.transfers.unpacked(began.elapsed());
             self.progress.layer_is_unpacked();
         }
         Ok(())

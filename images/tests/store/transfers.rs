@@ -56,9 +56,10 @@ async fn a_running_pull_is_listed_with_its_bytes_and_gone_when_it_ends() {
     })
     .await
     .unwrap();
-    let (registries, archives) = images.received_bytes();
+    let counts = images.transfer_counts();
+    let others = (counts.from_mirrors, counts.from_archives);
     assert!(
-        registries >= 300_000 && archives == 0,
-        "{registries} {archives}"
+        counts.from_registries >= 300_000 && others == (0, 0),
+        "{counts:?}"
     );
 }

@@ -18,6 +18,7 @@
 //! Not here: policies.
 
 mod connections;
+mod counts;
 mod fixed;
 mod masquerade;
 mod ports;
@@ -44,6 +45,7 @@ use ports::Ports;
 use sources::Sources;
 use table::Table;
 
+pub use counts::NetworkCounts;
 pub use sources::can_check_sources;
 
 /// Settings of the built-in network.

@@ -49,6 +49,7 @@ use super::config::NetworkConfig;
 
 pub use self::directory::first_configuration;
 pub use self::error::Error;
+pub use self::exec::Observer;
 pub use self::list::Version;
 pub use self::probe::{Probe, probe};
 pub use self::verb::Verb;
@@ -103,6 +104,7 @@ impl Cni {
         let runner = Runner {
             dirs: config.bin_dirs,
             limit: config.plugin_limit,
+            observer: Arc::default(),
         };
         let cache = Cache::open(&config.entry_dir)?;
         let ended = orphans::kill(cache.unfinished());
@@ -129,6 +131,17 @@ impl Cni {
     /// so that it can be synced to disk. `report` must not block.
     pub fn report_changes(&self, report: impl Fn(&Path) + Send + Sync + 'static) {
         self.cache.report_changes(Report(Box::new(report)));
+    }
+
+    /// Tells `observer` of each operation from now on, once.
+    pub fn observe(&self, observer: Observer) {
+        let _ = self.runner.observer.set(observer);
+    }
+
+    /// Pods for which DEL is owed.
+    #[must_use]
+    pub fn owed(&self) -> usize {
+        self.cache.len()
     }
 
     /// Why pods cannot be attached, with the path at fault; `None` if they can. Returns within 100 ms.
@@ -175,7 +188,8 @@ impl Cni {
         let begun = Instant::now();
         let _gate = self.gate.read().await;
         let entry = plan.0;
-        let (result, addresses) = invoke::add(&self.runner, &entry).await?;
+        let added = invoke::add(&self.runner, &entry);
+        let (result, addresses) = self.runner.observed(Verb::Add, added).await?;
         let (network, pod) = (entry.list.name, entry.pod.clone());
         self.on_disk(move |cache| cache.record_result(&entry.pod, &result))
             .await?;
@@ -230,7 +244,8 @@ impl Cni {
             }
             Err(error) => return Err(error),
         };
-        invoke::del(&self.runner, &entry, namespace(&entry.netns)).await?;
+        let deleted = invoke::del(&self.runner, &entry, namespace(&entry.netns));
+        self.runner.observed(Verb::Del, deleted).await?;
         let id = pod.to_owned();
         self.on_disk(move |cache| cache.remove(&id)).await?;
         tracing::info!(

@@ -39,7 +39,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use builtin::{Builtin, BuiltinConfig, can_check_sources};
+pub use builtin::{Builtin, BuiltinConfig, NetworkCounts, can_check_sources};
 pub use choice::{Choice, Mode};
 pub use cni::{Cni, CniConfig};
 pub use config::{Bandwidth, HostPort, NetworkConfig, Protocol, Resolver};
@@ -146,6 +146,12 @@ impl Network {
     #[must_use]
     pub fn cni(&self) -> &Arc<Cni> {
         &self.cni
+    }
+
+    /// What the built-in network has and has done.
+    #[must_use]
+    pub fn counts(&self) -> NetworkCounts {
+        self.builtin.counts()
     }
 
     /// Why new pods get no network, for users to read; `None` if they do. Returns within 100 ms.

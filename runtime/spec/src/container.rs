@@ -23,7 +23,7 @@ use crate::id::{ContainerId, PodId};
 pub use diagnosis::Diagnosis;
 pub use exit::{Cause, Exit, MAX_CAUSE_BYTES, MAX_MESSAGE_BYTES};
 pub use floor::Floor;
-pub use hooks::{Hook, Hooks};
+pub use hooks::{Hook, Hooks, NodeHooks};
 pub use http::{HttpLimits, HttpServer};
 pub use payload::{ProcessRow, Tool, Toolbox, WasmNetwork};
 pub use scheduling::{CpuPolicy, IoPriority, MemoryPolicy, Scheduling};

@@ -14,7 +14,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -36,8 +36,8 @@ mod room;
 mod turn;
 mod verified;
 
-pub use counts::CompileCounts;
 use counts::Counters;
+pub use counts::{CompileCounts, CompileObserver};
 use failures::Failures;
 use files::{Stamp, Temporary, key, open_read, stamp};
 use room::Kept;
@@ -184,8 +184,9 @@ impl CompileCache {
         }
         let (cache, engine, module) = (Arc::clone(self), engine.clone(), module.to_owned());
         let work = tokio::spawn(async move {
+            let began = Instant::now();
             let made = cache.make(&engine, &module, &at).await;
-            cache.counters.compilation(&made);
+            cache.counters.compilation(&made, began.elapsed());
             drop((guard, turn));
             made
         });

@@ -114,7 +114,7 @@ fn verdict(status: &admin::StatusReply) -> String {
 }
 
 /// The facts about the node, by name.
-pub(crate) fn facts(status: &admin::StatusReply) -> [(&'static str, String); 9] {
+pub(crate) fn facts(status: &admin::StatusReply) -> [(&'static str, String); 12] {
     let uptime = age(i64::try_from(status.uptime_s)
         .unwrap_or(0)
         .saturating_mul(SECOND));
@@ -138,15 +138,55 @@ pub(crate) fn facts(status: &admin::StatusReply) -> [(&'static str, String); 9] 
     };
     [
         ("daemon", daemon),
+        ("started", started(status)),
+        ("keepers", keepers(status)),
         ("sandboxes", counts(&status.sandboxes)),
         ("containers", counts(&status.containers)),
         ("images", images),
-        ("network", status.network_mode.clone()),
+        ("compiled", compiled(status)),
+        ("network", network(status)),
         ("cgroups", cgroups),
         ("socket", status.socket.clone()),
         ("directories", format!("{}, {}", status.root, status.run)),
         ("metrics", metrics),
     ]
+}
+
+/// What the daemon found when it started.
+fn started(status: &admin::StatusReply) -> String {
+    format!(
+        "{} sandboxes adopted, {} undone, in {} ms; {} spawners replaced since",
+        status.adopted_sandboxes,
+        status.dead_sandboxes,
+        status.recovery_ms,
+        status.spawner_restarts
+    )
+}
+
+fn keepers(status: &admin::StatusReply) -> String {
+    let (own, older) = (status.own_keepers, status.older_keepers);
+    format!("{own} of this build, {older} of another")
+}
+
+fn compiled(status: &admin::StatusReply) -> String {
+    let (files, bytes) = (status.compiled_files, size(status.compiled_bytes));
+    format!("{files} files, {bytes} on disk")
+}
+
+/// What connects pods, and what there is of it.
+fn network(status: &admin::StatusReply) -> String {
+    let mut text = status.network_mode.clone();
+    if status.used_addresses > 0 {
+        let _ = write!(
+            text,
+            ", {} addresses used, {} free",
+            status.used_addresses, status.free_addresses
+        );
+    }
+    if status.owed_releases > 0 {
+        let _ = write!(text, ", {} pods attached by plugins", status.owed_releases);
+    }
+    text
 }
 
 fn counts(counts: &[admin::Count]) -> String {

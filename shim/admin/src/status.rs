@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use coracle_lifecycle::ContainerKind;
+use coracle_lifecycle::{ContainerKind, Pods, counters};
 use coracle_proto::admin::v1 as admin;
 use tokio::sync::Semaphore;
 
@@ -18,6 +18,9 @@ use super::server::{Facts, View};
 
 /// Free space below which the node deserves a look, in bytes.
 const LITTLE_SPACE: u64 = 1 << 30;
+
+/// Fewer free addresses than one in so many deserve a look.
+const FEW_ADDRESSES: u64 = 20;
 
 /// How long the disk may take to answer.
 const DISK_PATIENCE: Duration = Duration::from_secs(1);
@@ -31,9 +34,15 @@ pub(crate) async fn status(parts: &View, uptime: Duration) -> admin::StatusReply
     let disk = look(store.mountpoint.clone(), facts.root.join("quarantine")).await;
     let Disk { free, quarantined } = disk.unwrap_or_default();
     let shown = |path: &Path| path.display().to_string();
+    let counted = counted(&parts.pods);
+    let mut problems = problems(facts, network, disk);
+    problems.extend(addresses_short(
+        counted.used_addresses,
+        counted.free_addresses,
+    ));
     admin::StatusReply {
         ready,
-        problems: problems(facts, network, disk),
+        problems,
         version: facts.version.clone(),
         wasmtime: facts.wasmtime.clone(),
         pid: i32::try_from(std::process::id()).unwrap_or(0),
@@ -52,7 +61,38 @@ pub(crate) async fn status(parts: &View, uptime: Duration) -> admin::StatusReply
         store_free_bytes: free.unwrap_or(u64::MAX),
         resident_bytes: resident_bytes(),
         quarantined,
+        ..counted
     }
+}
+
+/// What the daemon counts anyway; nothing else is said.
+fn counted(pods: &Pods) -> admin::StatusReply {
+    let (counts, processes) = (pods.counts(), counters::processes());
+    admin::StatusReply {
+        own_keepers: processes.own_keepers,
+        older_keepers: processes.older_keepers,
+        used_addresses: counts.network.used,
+        free_addresses: counts.network.free,
+        owed_releases: counts.owed_releases,
+        compiled_bytes: counts.compiled_bytes,
+        compiled_files: counts.compiled_files,
+        adopted_sandboxes: processes.adopted,
+        dead_sandboxes: processes.dead,
+        recovery_ms: u64::try_from(processes.recovery.as_millis()).unwrap_or(u64::MAX),
+        spawner_restarts: counts.spawner_restarts,
+        ..Default::default()
+    }
+}
+
+/// Says that the built-in network has nearly no address left.
+fn addresses_short(used: u64, free: u64) -> Option<String> {
+    let is_short = free < (used + free) / FEW_ADDRESSES;
+    is_short.then(|| {
+        format!(
+            "{free} of {} addresses of network.subnet are free",
+            used + free
+        )
+    })
 }
 
 /// What the disk says of itself.
@@ -158,4 +198,19 @@ fn resident_bytes() -> u64 {
         .and_then(|pages| pages.parse::<u64>().ok());
     let page = u64::try_from(rustix::param::page_size()).unwrap_or(4096);
     pages.unwrap_or(0) * page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_run_short_deserve_a_look() {
+        assert_eq!(addresses_short(0, 254), None);
+        assert_eq!(addresses_short(242, 12), None);
+        let short = addresses_short(243, 11).unwrap_or_default();
+        assert_eq!(short, "11 of 254 addresses of network.subnet are free");
+        // Where plugins connect pods, none is used.
+        assert_eq!(addresses_short(0, 1), None);
+    }
 }

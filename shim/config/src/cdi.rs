@@ -19,8 +19,10 @@ const MOST: usize = 16;
 pub struct CdiFile {
     /// Directories of specifications; the later one wins.
     pub spec_dirs: Vec<PathBuf>,
-    /// Programs that specifications may have run.
+    /// Programs that specifications may have run inside of containers.
     pub hooks: Vec<PathBuf>,
+    /// Programs that specifications may have run on the node.
+    pub node_hooks: Vec<PathBuf>,
 }
 
 impl Default for CdiFile {
@@ -28,6 +30,7 @@ impl Default for CdiFile {
         Self {
             spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             hooks: Vec::new(),
+            node_hooks: Vec::new(),
         }
     }
 }
@@ -37,8 +40,10 @@ impl Default for CdiFile {
 pub struct Cdi {
     /// Directories of specifications; the later one wins. Absolute; may be absent.
     pub spec_dirs: Vec<PathBuf>,
-    /// Programs that specifications may have run. Absolute.
+    /// Programs that specifications may have run inside of containers. Absolute.
     pub hooks: Vec<PathBuf>,
+    /// Programs that specifications may have run on the node. Absolute.
+    pub node_hooks: Vec<PathBuf>,
 }
 
 /// Checks the table.
@@ -51,12 +56,12 @@ pub(super) fn check(file: &CdiFile) -> Result<Cdi, Invalid> {
     let checked = file.spec_dirs.iter().map(|path| directory(key, path));
     Ok(Cdi {
         spec_dirs: checked.collect::<Result<_, _>>()?,
-        hooks: hooks(&file.hooks)?,
+        hooks: programs("cdi.hooks", &file.hooks)?,
+        node_hooks: programs("cdi.node_hooks", &file.node_hooks)?,
     })
 }
 
-fn hooks(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Invalid> {
-    let key = "cdi.hooks";
+fn programs(key: &'static str, paths: &[PathBuf]) -> Result<Vec<PathBuf>, Invalid> {
     if paths.len() > MOST {
         let why = format!("has {} programs, at most {MOST}", paths.len());
         return invalid(key, why);
@@ -79,8 +84,10 @@ mod tests {
     #[test]
     fn directories_are_absolute_and_few() {
         let with = |spec_dirs: Vec<PathBuf>| {
-            let hooks = Vec::new();
-            check(&CdiFile { spec_dirs, hooks })
+            check(&CdiFile {
+                spec_dirs,
+                ..CdiFile::default()
+            })
         };
         assert_eq!(with(Vec::new()).unwrap().spec_dirs, Vec::<PathBuf>::new());
         assert_eq!(check(&CdiFile::default()).unwrap().spec_dirs.len(), 2);
@@ -96,17 +103,28 @@ mod tests {
     #[test]
     fn hooks_are_absolute_paths_and_few() {
         let with = |hooks: Vec<PathBuf>| {
-            let spec_dirs = Vec::new();
-            check(&CdiFile { spec_dirs, hooks })
+            check(&CdiFile {
+                hooks,
+                ..CdiFile::default()
+            })
         };
-        assert_eq!(with(vec!["/usr/bin/h".into()]).unwrap().hooks.len(), 1);
-        assert!(check(&CdiFile::default()).unwrap().hooks.is_empty());
+        let on_node = |node_hooks: Vec<PathBuf>| {
+            check(&CdiFile {
+                node_hooks,
+                ..CdiFile::default()
+            })
+        };
+        let listed = with(vec!["/usr/bin/h".into()]).unwrap();
+        assert_eq!((listed.hooks.len(), listed.node_hooks.len()), (1, 0));
+        let listed = on_node(vec!["/usr/bin/h".into()]).unwrap();
+        assert_eq!((listed.hooks.len(), listed.node_hooks.len()), (0, 1));
         for refused in [
             vec!["h".into()],
             vec!["/usr/../h".into()],
             vec!["/h".into(); MOST + 1],
         ] {
-            assert_eq!(with(refused).unwrap_err().key, "cdi.hooks");
+            assert_eq!(with(refused.clone()).unwrap_err().key, "cdi.hooks");
+            assert_eq!(on_node(refused).unwrap_err().key, "cdi.node_hooks");
         }
     }
 }

@@ -34,6 +34,12 @@ static PULLS: Counters<2> = Counters::new(Family {
     kind: Kind::Counter,
     labels: &["result", "reason"],
 });
+static PULLS_IN_FLIGHT: Gauges<0> = Gauges::new(Family {
+    name: "coracle_image_pulls_in_flight",
+    help: "Pulls of images that clients wait for.",
+    kind: Kind::Gauge,
+    labels: &[],
+});
 static PULL_DURATIONS: Histograms<0> = Histograms::new(Family {
     name: "coracle_image_pull_duration_seconds",
     help: "How long successful pulls took.",
@@ -68,15 +74,17 @@ static NETWORK_READY: Gauge = Gauge::new(Family {
 
 /// Everything that is counted here.
 #[must_use]
-pub fn all() -> [&'static dyn Metric; 9] {
+pub fn all() -> [&'static dyn Metric; 10] {
     PULLS.show(["ok", ""]);
     EVENTS_DROPPED.show([]);
-    drop(SUBSCRIBERS.hold([]));
+    SUBSCRIBERS.show([]);
+    PULLS_IN_FLIGHT.show([]);
     [
         &REQUESTS,
         &DURATIONS,
         &IN_FLIGHT,
         &PULLS,
+        &PULLS_IN_FLIGHT,
         &PULL_DURATIONS,
         &SUBSCRIBERS,
         &EVENTS_DROPPED,
@@ -86,7 +94,7 @@ pub fn all() -> [&'static dyn Metric; 9] {
 }
 
 /// A client follows events until the value is dropped.
-pub(super) fn subscribe() -> Held<0> {
+pub(super) fn subscribe() -> Held {
     SUBSCRIBERS.hold([])
 }
 
@@ -116,7 +124,7 @@ pub(super) struct Call {
     rpc: &'static str,
     began: Instant,
     code: Code,
-    _in_flight: Held<1>,
+    _in_flight: Held,
 }
 
 /// A call of `rpc` begins.
@@ -147,6 +155,7 @@ impl Drop for Call {
 pub(super) struct Pull {
     began: Instant,
     result: [&'static str; 2],
+    _in_flight: Held,
 }
 
 /// A pull begins.
@@ -154,6 +163,7 @@ pub(super) fn begin_pull() -> Pull {
     Pull {
         began: Instant::now(),
         result: ["failed", "cancelled"],
+        _in_flight: PULLS_IN_FLIGHT.hold([]),
     }
 }
 

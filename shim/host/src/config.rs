@@ -69,8 +69,10 @@ pub struct LiveConfig {
 pub struct DeviceSettings {
     /// Directories of CDI specifications; the later one wins.
     pub cdi_spec_dirs: Vec<PathBuf>,
-    /// Programs of the node that specifications may have run.
+    /// Programs of the node that specifications may have run inside of containers.
     pub cdi_hooks: Vec<PathBuf>,
+    /// Programs of the node that specifications may have run on the node.
+    pub cdi_node_hooks: Vec<PathBuf>,
     /// Devices belong to the user and group that a container's security context names.
     pub owned_by_user: bool,
 }

@@ -15,7 +15,11 @@ impl Host {
         HostCounts {
             compiled_bytes,
             compiled_files,
-            cache_requests: [("hit", compiler.hits), ("miss", compiler.misses)],
+            cache_requests: [
+                ("hit", compiler.hits),
+                ("miss", compiler.misses.saturating_sub(compiler.refused)),
+                ("refused", compiler.refused),
+            ],
             compilations: [
                 ("ok", compiler.compiled),
                 ("invalid", compiler.invalid),
@@ -23,6 +27,8 @@ impl Host {
                 ("failed", compiler.failed),
             ],
             spawner_restarts: self.parts.spawner.restarts(),
+            network: self.parts.network.counts(),
+            owed_releases: u64::try_from(self.parts.network.cni().owed()).unwrap_or(u64::MAX),
             quarantine: self.layout.quarantine(),
         }
     }

@@ -14,8 +14,8 @@ use coracle_images::Image;
 use coracle_lifecycle::{
     AttachConfig, ContainerConfig, ContainerKind, ContainerUsage, ContainerView, CreatedSandbox,
     Details, EffectFuture, Error, ExecConfig, ExecOutput, HandlerSettings, HostCounts,
-    KeeperEngine, Layout, Measured, Owned, Plan, PodRecord, PodUsage, PodView, SandboxConfig,
-    StartRequest, Started, Swept, Syncer,
+    KeeperEngine, Layout, Measured, NodeHookRun, Owned, Plan, PodRecord, PodUsage, PodView,
+    SandboxConfig, StartRequest, Started, Swept, Syncer,
 };
 use coracle_network::Attachment;
 use coracle_spec::IdRange;
@@ -225,6 +225,10 @@ impl coracle_lifecycle::Host for Host {
 
     fn clean_up(self: Arc<Self>, cgroup: String) -> EffectFuture<'static, ()> {
         Box::pin(async move { Host::clean_up(&self, &cgroup).await })
+    }
+
+    fn run_node_hooks(self: Arc<Self>, hooks: NodeHookRun) -> BoxFuture<'static, ()> {
+        Box::pin(async move { Host::run_node_hooks(&self, &hooks).await })
     }
 
     fn drop_exit(

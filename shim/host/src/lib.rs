@@ -12,6 +12,7 @@ mod channel;
 mod collector;
 mod config;
 mod container;
+mod counters;
 mod counts;
 mod effects;
 mod egress;
@@ -27,6 +28,7 @@ mod linux;
 mod log;
 mod modules;
 mod mounts;
+mod node_hooks;
 mod paths;
 mod plan;
 mod pod;
@@ -64,6 +66,7 @@ pub use categories::CATEGORY_SHARES;
 use categories::Categories;
 pub use config::{DeviceSettings, HostConfig, LiveConfig};
 pub use coracle_lifecycle::{blocking, io_error, make_private, pass, runtime_error};
+pub use counters::all as metrics;
 use ids::Ids;
 pub use linux::cdi::{CdiDevice, CdiListing, cdi_devices};
 pub use linux::{
@@ -125,6 +128,8 @@ impl Host {
         let trash = config.root.join("trash");
         let exec_budget =
             coracle_streaming::Budget::new(config.exec_sync_output_bytes, exec::FREE_BYTES);
+        parts.compiler.observe(counters::compiled);
+        parts.network.cni().observe(counters::cni);
         let host = Host {
             trash: Trash::open(&trash)
                 .map_err(|error| io_error(format!("open {}", trash.display()), error))?,

@@ -176,6 +176,7 @@ pub(super) fn plan(
         },
         exposure,
         hooks,
+        node_hooks: hardware.additions.node_hooks.clone(),
         net_devices,
     };
     plan.can_move_devices(subject.pod)?;

@@ -14,13 +14,13 @@ mod setup;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coracle_control::keeper::{Greeting, Keeper, KeeperEvent};
 use coracle_control::process::Process;
 use coracle_control::spawner::NewKeeper;
 use coracle_lifecycle::{
-    CreatedSandbox, Error, GREETING_TIMEOUT, Kind, NamespaceMode, PodRecord, Slot,
+    CreatedSandbox, Error, GREETING_TIMEOUT, Kind, NamespaceMode, PodRecord, Slot, counters,
 };
 use coracle_network::{self as network, Attachment, Namespaces, cni};
 use coracle_spec::id::PodId;
@@ -73,6 +73,7 @@ impl Host {
         record: &PodRecord,
         setup: KeeperSetup,
     ) -> Result<CreatedSandbox, Error> {
+        let began = Instant::now();
         pass("run.keeper")?;
         let attachment = setup.attachment.clone();
         let born = self.parts.spawner.keeper(self.new_keeper(record, setup));
@@ -86,14 +87,17 @@ impl Host {
             Err(error) => Err(error),
         };
         match connected {
-            Ok((keeper, greeting, events)) => Ok(CreatedSandbox {
-                process: Arc::new(born.process),
-                keeper,
-                greeting,
-                events,
-                attachment,
-                lifeline: born.lifeline,
-            }),
+            Ok((keeper, greeting, events)) => {
+                counters::keeper_started(record.config.handler, began.elapsed());
+                Ok(CreatedSandbox {
+                    process: Arc::new(born.process),
+                    keeper,
+                    greeting,
+                    events,
+                    attachment,
+                    lifeline: born.lifeline,
+                })
+            }
             Err(error) => {
                 drop(born.lifeline);
                 end_process(&born.process, true).await;
@@ -207,7 +211,7 @@ impl Host {
         });
         let detached = pass("stoppod.detach").and_then(|()| match attachment {
             Some(attachment) => {
-                let detached = self.parts.network.detach(attachment);
+                let detached = self.detach_builtin(attachment);
                 detached.map_err(|error| network_error(named("detach the network", record), error))
             }
             None => Ok(()),

@@ -6,11 +6,13 @@
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use coracle_cgroup::{Cgroup, Exposure};
 use coracle_control::keeper::{self, Keeper, StartOptions, StartPayload};
 use coracle_lifecycle::{
-    Error, Kind, LinuxPlan, Payload, Plan, SeccompPlan, StartRequest, Started,
+    ContainerKind, Error, Kind, LinuxPlan, Payload, Plan, SeccompPlan, StartRequest, Started,
+    counters,
 };
 use coracle_network as network;
 use coracle_sandbox::profile::Profile;
@@ -24,6 +26,8 @@ impl Host {
     /// Has the keeper start a container. Its log file exists when this returns.
     /// Errors: StartFailed when the jail or the program failed; the container has then ended.
     pub async fn start(&self, request: StartRequest) -> Result<Started, Error> {
+        let began = Instant::now();
+        let kind = ContainerKind::from(&request.plan.payload);
         pass("start.log")?;
         let log = log::open(
             &self.paths,
@@ -44,10 +48,15 @@ impl Host {
             cgroup: self.entrance(plan)?,
             log,
         };
+        counters::container_prepared(kind, began.elapsed());
+        let began = Instant::now();
         pass("start.order")?;
         let span = info_span!(target: "otel", "container.spawn");
         let started = request.keeper.start(options, &self.parts.filters);
         let started = started.instrument(span).await;
+        if started.is_ok() {
+            counters::container_spawned(kind, began.elapsed());
+        }
         start_result(&request.id, started)
     }
 

@@ -32,6 +32,7 @@ use std::time::{Duration, Instant};
 
 use coracle_control::keeper::{Keeper, KeeperEvent};
 use coracle_control::process::Process;
+use coracle_metrics::Held;
 use coracle_spec::id::ContainerId;
 use futures_channel::mpsc::{Receiver, UnboundedReceiver, unbounded};
 use futures_util::FutureExt as _;
@@ -182,6 +183,8 @@ pub struct Driver {
     keeper: Option<Keeper>,
     events: Option<Receiver<KeeperEvent>>,
     keeper_process: Option<Arc<Process>>,
+    /// Counts it.
+    keeper_counted: Option<Held>,
     keeper_watch: Option<Watch>,
     /// Tries to reconnect to a keeper that does not answer.
     calling: Option<Watch>,
@@ -234,6 +237,7 @@ impl Driver {
             keeper: None,
             events: None,
             keeper_process: None,
+            keeper_counted: None,
             keeper_watch: None,
             calling: None,
             reading: None,

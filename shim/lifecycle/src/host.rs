@@ -34,7 +34,8 @@ use super::usage::{ContainerUsage, Details, Measured, PodUsage};
 use super::view::{ContainerKind, ContainerView, PodView};
 
 pub use values::{
-    CreatedSandbox, ExecOutput, HostCounts, KeeperEngine, Owned, StartRequest, Started, Swept,
+    CreatedSandbox, ExecOutput, HostCounts, KeeperEngine, NodeHookRun, Owned, StartRequest,
+    Started, Swept,
 };
 
 /// How long a keeper may take to greet.
@@ -207,6 +208,9 @@ pub trait Host: Send + Sync + 'static {
 
     /// Removes the cgroup of a container that has ended.
     fn clean_up(self: Arc<Self>, cgroup: String) -> EffectFuture<'static, ()>;
+
+    /// Runs the programs of the node that go with a container's start or end. What fails is logged and changes nothing.
+    fn run_node_hooks(self: Arc<Self>, hooks: NodeHookRun) -> BoxFuture<'static, ()>;
 
     /// Removes the keeper's record of an ended container, in memory and on disk, once `recorded` reports that the
     /// container's own record is on the disk. Returns at once. Removes nothing if `recorded` is closed, so that a later

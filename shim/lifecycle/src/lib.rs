@@ -60,7 +60,7 @@ pub use error::{Error, Kind};
 pub use history::HistoryEntry;
 pub use host::{
     CreatedSandbox, EffectFuture, ExecOutput, GREETING_TIMEOUT, Host, HostCounts, KeeperEngine,
-    Owned, StartRequest, Started, Swept,
+    NodeHookRun, Owned, StartRequest, Started, Swept,
 };
 pub use inspect::RoundTrip;
 pub use layout::Layout;

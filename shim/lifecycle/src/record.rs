@@ -10,8 +10,8 @@ use std::sync::Arc;
 use coracle_cgroup::{Exposure, Limits};
 use coracle_spec::id::{ContainerId, PodId};
 use coracle_spec::{
-    Diagnosis, Floor, Hook, HttpServer, IdRange, Identity, LinuxJail, Mount, ResourceLimit, Spawn,
-    WasmKind, WasmNetwork,
+    Diagnosis, Floor, Hook, HttpServer, IdRange, Identity, LinuxJail, Mount, NodeHooks,
+    ResourceLimit, Spawn, WasmKind, WasmNetwork,
 };
 use serde::{Deserialize, Serialize};
 
@@ -167,6 +167,9 @@ pub struct LinuxPlan {
     /// Programs of the node that run before it, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hooks: Vec<Hook>,
+    /// Programs of the node that run beside it.
+    #[serde(default, skip_serializing_if = "NodeHooks::is_empty")]
+    pub node_hooks: NodeHooks,
     /// Network devices of the node that its pod gets.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub net_devices: Vec<NetDevice>,
@@ -411,6 +414,10 @@ mod tests {
             },
             exposure: Exposure::Inner,
             hooks: vec![Hook::default()],
+            node_hooks: NodeHooks {
+                started: vec![Hook::default()],
+                stopped: vec![Hook::default()],
+            },
             net_devices: vec![NetDevice::default()],
         }
     }

@@ -5,7 +5,7 @@
 //!                                      +--> Text --chunks--> listener --HTTP--> Prometheus
 //! gathered per scrape: Family, Value --+
 //! ```
-//! Called by: crates that count, [`listener`] by the shim's `serve`. Invariants: counting takes a short lock and allocates
+//! Called by: crates that count, [`listener`] by the shim's `serve`. Invariants: counting takes no lock and allocates
 //! once for each new set of labels; labels of counters are known to the program, so that their number is bounded; text is
 //! made family by family, so that a scrape of a full node needs no buffer of its size.
 //! Must not know: pods, containers, RPCs. Written here, not taken from a crate: the series of containers are gathered per

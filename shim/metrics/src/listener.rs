@@ -2,8 +2,8 @@
 //!
 //! Called by: the shim's `serve`. Calls: its [`Source`] for each request. Invariants: it answers GET and nothing else; a
 //! connection is for one request, lives at most `CONNECTION_LIMIT`, and there are at most `MAX_CONNECTIONS`; text is
-//! made while it is sent, on the blocking pool and for one connection at a time. It is read-only and has no secrets, but no authentication either: the configuration lets it listen
-//! on loopback only.
+//! made while it is sent, on the blocking pool and for one connection at a time. It is read-only and has no secrets, but no
+//! authentication either: the configuration lets it listen on loopback only.
 //! Must not know: what the text says.
 
 use std::convert::Infallible;
@@ -24,7 +24,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
 
@@ -38,6 +38,11 @@ const MAX_CONNECTIONS: usize = 16;
 const GATHER_LIMIT: Duration = Duration::from_secs(10);
 /// How long the head of a request may take.
 const HEAD_LIMIT: Duration = Duration::from_secs(5);
+/// What the kernel holds of a connection's text, and what we do. Bytes.
+const SEND_BUFFER: u32 = 64 << 10;
+const TEXT_BUFFER: usize = 64 << 10;
+/// Connections that the kernel has accepted and we have not.
+const BACKLOG: u32 = 128;
 /// The pause after accept(2) failed.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -55,17 +60,26 @@ pub enum Answer {
     Page(Arc<str>),
 }
 
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It cannot be made.
+    Failed(String),
+    /// Too many others are being answered; the client may try again.
+    Busy(String),
+}
+
 /// What the listener serves.
 pub trait Source: Send + Sync + 'static {
     /// The paths that there are.
     fn paths(&self) -> &'static [&'static str];
 
-    /// What is at one of [`Source::paths`]. Errors: a reason, for the client.
+    /// What is at one of [`Source::paths`]. Errors: the reason, for the client.
     fn gather(
         self: Arc<Self>,
         path: &'static str,
         format: Format,
-    ) -> BoxFuture<'static, Result<Answer, String>>;
+    ) -> BoxFuture<'static, Result<Answer, Refusal>>;
 }
 
 /// The listener cannot start: its address is in use, or not this node's.
@@ -88,7 +102,7 @@ impl Listener {
     /// Listens on `address`; port 0 is any.
     pub async fn bind(address: SocketAddr, source: Arc<dyn Source>) -> Result<Self, ListenError> {
         let failed = |source| ListenError { address, source };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let listener = listen(address).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let mut accepting = JoinSet::new();
         accepting.spawn(accept(listener, source));
@@ -97,6 +111,19 @@ impl Listener {
             _accepting: accepting,
         })
     }
+}
+
+/// A listener whose connections have small buffers in the kernel.
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    // Connections inherit it.
+    socket.set_send_buffer_size(SEND_BUFFER)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 async fn accept(listener: TcpListener, source: Arc<dyn Source>) {
@@ -132,6 +159,7 @@ async fn serve(socket: TcpStream, source: Arc<dyn Source>) {
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_LIMIT)
         .keep_alive(false)
+        .max_buf_size(TEXT_BUFFER)
         .serve_connection(TokioIo::new(socket), service);
     if let Err(error) = served.await {
         tracing::debug!(%error, "a scrape ended early");
@@ -162,13 +190,14 @@ async fn answer(request: &Request<Incoming>, source: Arc<dyn Source>) -> Respons
             response(StatusCode::OK, format.content_type(), frames(chunks))
         }
         Ok(Ok(Answer::Page(page))) if names_this_node(request.headers().get(HOST)) => {
-            document(&page)
+            document(page)
         }
         Ok(Ok(Answer::Page(_))) => {
             let text = "the page is shown at an address or at localhost only\n";
             plain(StatusCode::MISDIRECTED_REQUEST, text.to_owned())
         }
-        Ok(Err(reason)) => plain(StatusCode::INTERNAL_SERVER_ERROR, reason + "\n"),
+        Ok(Err(Refusal::Failed(reason))) => plain(StatusCode::INTERNAL_SERVER_ERROR, reason + "\n"),
+        Ok(Err(Refusal::Busy(reason))) => plain(StatusCode::SERVICE_UNAVAILABLE, reason + "\n"),
         Err(_) => {
             let text = format!("nothing was gathered within {} s\n", GATHER_LIMIT.as_secs());
             plain(StatusCode::SERVICE_UNAVAILABLE, text)
@@ -193,8 +222,9 @@ fn names_this_node(host: Option<&http::HeaderValue>) -> bool {
 }
 
 /// A document: it may load and run nothing, and be shown nowhere but in a window of its own.
-fn document(page: &str) -> Response<Body> {
-    let frame: Result<_, JoinError> = Ok(Frame::data(Bytes::copy_from_slice(page.as_bytes())));
+fn document(page: Arc<str>) -> Response<Body> {
+    // Shared, not copied: many clients may be slow.
+    let frame: Result<_, JoinError> = Ok(Frame::data(Bytes::from_owner(Document(page))));
     let frames = Box::pin(stream::once(std::future::ready(frame)));
     let mut response = response(StatusCode::OK, "text/html; charset=utf-8", frames);
     for (name, value) in [
@@ -209,6 +239,15 @@ fn document(page: &str) -> Response<Body> {
         response.headers_mut().insert(name, value);
     }
     response
+}
+
+/// A page as bytes.
+struct Document(Arc<str>);
+
+impl AsRef<[u8]> for Document {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
 }
 
 fn plain(status: StatusCode, text: String) -> Response<Body> {

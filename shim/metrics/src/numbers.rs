@@ -1,12 +1,12 @@
 //! Numbers that the program counts itself, as statics of the code that counts.
 //!
-//! Called by: whoever counts; [`Metric::write`] by the source of a scrape. Invariants: a lock is held for a few
-//! instructions, never while text is made of more than one family; values of labels are constants of the program.
+//! Called by: whoever counts; [`Metric::write`] by the source of a scrape. Invariants: counting takes no lock, and allocates
+//! once for each new set of labels, of which there are few: their values are constants of the program, or bounded by
+//! who makes them. A scrape holds up nobody who counts.
 //! Must not know: what is counted.
 
-use std::collections::BTreeMap;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::text::push_label;
@@ -41,11 +41,21 @@ pub trait Metric: Sync {
 
 type Labels<const N: usize> = [&'static str; N];
 
-/// Values by labels.
+/// Values by labels: a list that only grows.
 #[derive(Debug)]
 struct Table<const N: usize, T> {
     family: Family,
-    values: Mutex<BTreeMap<Labels<N>, T>>,
+    first: Link<N, T>,
+}
+
+/// The next entry, once there is one.
+type Link<const N: usize, T> = OnceLock<Box<Entry<N, T>>>;
+
+#[derive(Debug)]
+struct Entry<const N: usize, T> {
+    labels: Labels<N>,
+    value: T,
+    next: Link<N, T>,
 }
 
 impl<const N: usize, T: Default> Table<N, T> {
@@ -53,23 +63,53 @@ impl<const N: usize, T: Default> Table<N, T> {
         assert!(family.labels.len() == N);
         Table {
             family,
-            values: Mutex::new(BTreeMap::new()),
+            first: OnceLock::new(),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Labels<N>, T>> {
-        // A panic while it is locked leaves plain numbers.
-        self.values.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The value for `labels`, made if there is none.
+    fn of(&self, labels: Labels<N>) -> &T {
+        let mut link = &self.first;
+        loop {
+            let entry = link.get_or_init(|| {
+                Box::new(Entry {
+                    labels,
+                    value: T::default(),
+                    next: OnceLock::new(),
+                })
+            });
+            if entry.labels == labels {
+                return &entry.value;
+            }
+            link = &entry.next;
+        }
     }
 
-    fn change(&self, labels: Labels<N>, change: impl FnOnce(&mut T)) {
-        change(self.lock().entry(labels).or_default());
+    /// All values, by their labels in order.
+    fn all(&self) -> Vec<(&Labels<N>, &T)> {
+        let mut all = Vec::new();
+        let mut link = &self.first;
+        while let Some(entry) = link.get() {
+            all.push((&entry.labels, &entry.value));
+            link = &entry.next;
+        }
+        all.sort_by_key(|(labels, _)| **labels);
+        all
+    }
+}
+
+/// Writes a family of plain numbers.
+fn write_numbers<const N: usize>(table: &Table<N, AtomicU64>, text: &mut Text) {
+    text.family(&table.family);
+    for (labels, value) in table.all() {
+        let value = Value::Whole(value.load(Ordering::Relaxed));
+        text.sample(&table.family, labels, value);
     }
 }
 
 /// Counters of one family.
 #[derive(Debug)]
-pub struct Counters<const N: usize>(Table<N, u64>);
+pub struct Counters<const N: usize>(Table<N, AtomicU64>);
 
 impl<const N: usize> Counters<N> {
     /// No counts yet. `family` has `N` labels.
@@ -85,21 +125,23 @@ impl<const N: usize> Counters<N> {
 
     /// Counts `number` of them.
     pub fn add(&self, labels: Labels<N>, number: u64) {
-        self.0.change(labels, |value| *value += number);
+        self.0.of(labels).fetch_add(number, Ordering::Relaxed);
+    }
+
+    /// The number so far.
+    pub fn value(&self, labels: Labels<N>) -> u64 {
+        self.0.of(labels).load(Ordering::Relaxed)
     }
 
     /// Shows this counter as 0 until it counts.
     pub fn show(&self, labels: Labels<N>) {
-        self.0.change(labels, |_| {});
+        self.0.of(labels);
     }
 }
 
 impl<const N: usize> Metric for Counters<N> {
     fn write(&self, text: &mut Text) {
-        text.family(&self.0.family);
-        for (labels, value) in self.0.lock().iter() {
-            text.sample(&self.0.family, labels, Value::Whole(*value));
-        }
+        write_numbers(&self.0, text);
     }
 }
 
@@ -146,6 +188,11 @@ impl Seconds {
         Seconds(Gauge::new(family))
     }
 
+    /// The duration that was set last.
+    pub fn value(&self) -> Duration {
+        Duration::from_nanos(self.0.value.load(Ordering::Relaxed))
+    }
+
     /// Sets it.
     pub fn set(&self, took: Duration) {
         self.0
@@ -163,7 +210,7 @@ impl Metric for Seconds {
 
 /// Gauges of one family that count what is under way.
 #[derive(Debug)]
-pub struct Gauges<const N: usize>(Table<N, u64>);
+pub struct Gauges<const N: usize>(Table<N, AtomicU64>);
 
 impl<const N: usize> Gauges<N> {
     /// No gauges yet. `family` has `N` labels.
@@ -173,39 +220,46 @@ impl<const N: usize> Gauges<N> {
     }
 
     /// Counts one until the value that it returns is dropped.
-    pub fn hold(&'static self, labels: Labels<N>) -> Held<N> {
-        self.0.change(labels, |value| *value += 1);
-        Held(self, labels)
+    pub fn hold(&'static self, labels: Labels<N>) -> Held {
+        let value = self.0.of(labels);
+        value.fetch_add(1, Ordering::Relaxed);
+        Held(value)
+    }
+
+    /// How many are held.
+    pub fn value(&self, labels: Labels<N>) -> u64 {
+        self.0.of(labels).load(Ordering::Relaxed)
+    }
+
+    /// Shows this gauge as 0 until something is held.
+    pub fn show(&self, labels: Labels<N>) {
+        self.0.of(labels);
     }
 }
 
 impl<const N: usize> Metric for Gauges<N> {
     fn write(&self, text: &mut Text) {
-        text.family(&self.0.family);
-        for (labels, value) in self.0.lock().iter() {
-            text.sample(&self.0.family, labels, Value::Whole(*value));
-        }
+        write_numbers(&self.0, text);
     }
 }
 
 /// One that a gauge counts.
 #[derive(Debug)]
-pub struct Held<const N: usize>(&'static Gauges<N>, Labels<N>);
+pub struct Held(&'static AtomicU64);
 
-impl<const N: usize> Drop for Held<N> {
+impl Drop for Held {
     fn drop(&mut self) {
-        self.0
-            .0
-            .change(self.1, |value| *value = value.saturating_sub(1));
+        // It was added once, when it was made.
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// Counts by bucket, and the sum of what was counted in nanoseconds.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 struct Durations {
-    counts: [u64; BUCKETS.len()],
-    longer: u64,
-    sum_ns: u64,
+    counts: [AtomicU64; BUCKETS.len()],
+    longer: AtomicU64,
+    sum_ns: AtomicU64,
 }
 
 /// Histograms of durations.
@@ -225,13 +279,11 @@ impl<const N: usize> Histograms<N> {
             .iter()
             .position(|bound| took <= Duration::from_micros(*bound));
         let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.0.change(labels, |durations| {
-            match bucket {
-                Some(at) => durations.counts[at] += 1,
-                None => durations.longer += 1,
-            }
-            durations.sum_ns = durations.sum_ns.saturating_add(ns);
-        });
+        let durations = self.0.of(labels);
+        let counter = bucket.map_or(&durations.longer, |at| &durations.counts[at]);
+        counter.fetch_add(1, Ordering::Relaxed);
+        // 584 years of durations fit.
+        durations.sum_ns.fetch_add(ns, Ordering::Relaxed);
     }
 }
 
@@ -239,21 +291,21 @@ impl<const N: usize> Metric for Histograms<N> {
     fn write(&self, text: &mut Text) {
         let family = &self.0.family;
         text.family(family);
-        for (values, durations) in self.0.lock().iter() {
+        for (values, durations) in self.0.all() {
             let mut labels = String::new();
             for (name, value) in family.labels.iter().zip(values) {
                 push_label(&mut labels, name, value);
             }
             let bucket_name = format!("{}_bucket", family.name);
             let mut total = 0;
-            for (bound, count) in BUCKETS.iter().zip(durations.counts) {
-                total += count;
+            for (bound, count) in BUCKETS.iter().zip(&durations.counts) {
+                total += count.load(Ordering::Relaxed);
                 let bound = (*bound as f64 / 1_000_000.0).to_string();
                 text.line(&bucket_name, &bounded(&labels, &bound), Value::Whole(total));
             }
-            total += durations.longer;
+            total += durations.longer.load(Ordering::Relaxed);
             text.line(&bucket_name, &bounded(&labels, "+Inf"), Value::Whole(total));
-            let sum = Value::Nanoseconds(durations.sum_ns);
+            let sum = Value::Nanoseconds(durations.sum_ns.load(Ordering::Relaxed));
             text.line(&format!("{}_sum", family.name), &labels, sum);
             let count = Value::Whole(total);
             text.line(&format!("{}_count", family.name), &labels, count);
@@ -305,6 +357,25 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line}: {text}");
         }
+    }
+
+    #[test]
+    fn threads_that_count_at_a_time_lose_nothing_and_each_set_of_labels_stands_once() {
+        static COUNTER: Counters<1> = Counters::new(family(Kind::Counter));
+        let labels = ["a", "b", "c", "d"];
+        std::thread::scope(|scope| {
+            for first in 0..4 {
+                scope.spawn(move || {
+                    for round in 0..4000 {
+                        COUNTER.count([labels[(first + round) % 4]]);
+                    }
+                });
+            }
+        });
+        let text = written(&COUNTER);
+        let lines: Vec<&str> = text.lines().skip(2).collect();
+        let wanted = labels.map(|label| format!("x_seconds{{of=\"{label}\"}} 4000"));
+        assert_eq!(lines, wanted);
     }
 
     #[test]

@@ -161,6 +161,7 @@ impl Nri {
             return Err(format!("it did not register within {limit:?}"));
         };
         let (index, name) = registered.map_err(|_| "it did not register".to_owned())?;
+        session.count_as(&name);
         let events = self.configure(session).await?;
         session.subscribe(format!("{index}-{name}"), events);
         tracing::info!(plugin = session.name(), events, "NRI plugin connected");

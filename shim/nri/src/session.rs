@@ -78,6 +78,8 @@ struct Calls {
 /// A connected plugin.
 pub struct Session {
     name: OnceLock<String>,
+    /// Its name in metrics.
+    label: OnceLock<&'static str>,
     /// What it subscribed to.
     events: AtomicU32,
     /// Events that it knows as `StateChange` only.
@@ -110,6 +112,7 @@ impl Session {
         let (read, write) = stream.into_split();
         let session = std::sync::Arc::new(Session {
             name: OnceLock::new(),
+            label: OnceLock::new(),
             events: AtomicU32::new(0),
             old_events: AtomicU32::new(0),
             calls: Mutex::default(),
@@ -147,6 +150,11 @@ impl Session {
     /// `NN-NAME`; empty before it has registered.
     pub fn name(&self) -> &str {
         self.name.get().map_or("", String::as_str)
+    }
+
+    /// Sets the name under which its requests are counted, once.
+    pub fn count_as(&self, name: &str) {
+        let _ = self.label.set(counters::label(name));
     }
 
     /// Sets name and subscription, once.
@@ -237,7 +245,14 @@ impl Session {
     ) -> Result<Vec<u8>, CallError> {
         let began = Instant::now();
         let called = tokio::time::timeout(self.limit, self.exchange(method, request)).await;
-        counters::called(method, began.elapsed());
+        let result = match &called {
+            Ok(Ok(_)) => "ok",
+            Ok(Err(CallError::Unimplemented)) => "unimplemented",
+            Ok(Err(_)) => "failed",
+            Err(_) => "timeout",
+        };
+        let plugin = self.label.get().copied().unwrap_or_default();
+        counters::called(plugin, method, result, began.elapsed());
         if called.is_ok() {
             self.answered.fetch_add(1, Ordering::AcqRel);
         }

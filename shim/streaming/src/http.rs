@@ -24,15 +24,15 @@ use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
+use super::Session;
 use super::budget::Budget;
 use super::connection::{Peer, Upgraded};
 use super::limits::Limits;
 use super::receive::{self, RecvBudget};
-use super::remote;
+use super::serve::{Protocol, serve};
 use super::shares::Shares;
 use super::tokens::Tokens;
 use super::websocket::{self, Subprotocol};
-use super::{Session, forward};
 
 /// Most sessions at a time, and most of one target.
 const SESSIONS: (usize, usize) = (2048, 256);
@@ -84,17 +84,6 @@ pub fn name(session: &Session) -> &'static str {
         Session::Attach(_) => "attach",
         Session::Forward(_) => "portforward",
     }
-}
-
-/// The negotiated protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Protocol {
-    /// SPDY; the version of the protocol of exec and attach in it.
-    Spdy(u8),
-    /// WebSocket channels.
-    Channels(Subprotocol),
-    /// SPDY in a WebSocket.
-    Tunnel,
 }
 
 /// Answers one request.
@@ -194,29 +183,6 @@ async fn upgrade(request: Request<Incoming>, made: Made, protocol: Protocol, ses
 fn redeem(tokens: &Tokens, path: &str) -> Option<Session> {
     let (kind, token) = path.strip_prefix('/')?.split_once('/')?;
     tokens.redeem(token).filter(|session| name(session) == kind)
-}
-
-async fn serve(upgraded: Upgraded, protocol: Protocol, session: Session) {
-    let program = match session {
-        Session::Exec(program) | Session::Attach(program) => program,
-        Session::Forward(ports) => {
-            return match protocol {
-                Protocol::Spdy(_) => forward::serve_spdy(upgraded, ports).await,
-                Protocol::Channels(subprotocol) => {
-                    websocket::serve_forward(upgraded, subprotocol, ports).await
-                }
-                Protocol::Tunnel => websocket::serve_tunnel(upgraded, ports).await,
-            };
-        }
-    };
-    match protocol {
-        Protocol::Spdy(version) => remote::serve_spdy(upgraded, version, program).await,
-        Protocol::Channels(subprotocol) => {
-            websocket::serve_remote(upgraded, subprotocol, program).await
-        }
-        // Only port-forward negotiates this.
-        Protocol::Tunnel => {}
-    }
 }
 
 /// Why a session is refused.

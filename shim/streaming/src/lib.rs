@@ -13,6 +13,7 @@
 mod base64;
 mod budget;
 mod connection;
+mod counters;
 mod forward;
 #[cfg(any(test, feature = "fuzzing"))]
 #[allow(clippy::unwrap_used, reason = "targets fail by panicking")]
@@ -27,6 +28,7 @@ mod resize;
 #[path = "../../src/scratch.rs"]
 mod scratch;
 mod send;
+mod serve;
 mod server;
 mod session;
 mod shares;
@@ -40,6 +42,7 @@ mod tokens;
 mod websocket;
 
 pub use budget::{Budget, Share};
+pub use counters::all as metrics;
 pub use limits::Limits;
 pub use server::{Server, Settings};
 pub use session::{Forward, Program, Session, SessionFuture, Size, StreamOptions, Streams};

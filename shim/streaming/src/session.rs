@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
+use super::counters::Counted;
 use super::shares::{Owner, Share, Shares};
 
 /// A session that a URL opens.
@@ -83,6 +84,23 @@ impl Program {
     #[must_use]
     pub fn of(self, owner: Owner) -> Program {
         Program { owner, ..self }
+    }
+
+    /// The same; how it ends is the result of `counted`.
+    pub(super) fn counted(self, counted: &Counted) -> Program {
+        let (result, run) = (counted.result(), self.run);
+        let run = move |streams| -> SessionFuture<i32> {
+            let running = run(streams);
+            Box::pin(async move {
+                let ended = running.await;
+                let _ = result.set(if ended.is_ok() { "ok" } else { "failed" });
+                ended
+            })
+        };
+        Program {
+            run: Box::new(run),
+            ..self
+        }
     }
 
     /// The streams that its client gets.

@@ -57,6 +57,11 @@ impl Collector {
         self.open_files.store(open_files, Ordering::Relaxed);
     }
 
+    /// The samples that [`Collector::snapshot`] would give without a measurement, if there are some.
+    pub(crate) async fn recent(&self) -> Option<Arc<Snapshot>> {
+        self.shared.recent().await
+    }
+
     /// The samples of all ready sandboxes, at most a second old.
     pub async fn snapshot(&self) -> Result<Arc<Snapshot>, Error> {
         let (pods, root) = (self.pods.clone(), self.root.clone());

@@ -11,13 +11,13 @@ use coracle_lifecycle::{ContainerKind, ContainerState, Handler, HostCounts, Pods
 use coracle_metrics::listener::Chunks;
 use coracle_metrics::{Family, Format, Kind, Metric, Text, Value};
 
-use super::process;
+use super::{images, process};
 
 const BUILD: Family = Family {
     name: "coracle_build_info",
     help: "1, with the build in its labels.",
     kind: Kind::Gauge,
-    labels: &["version", "wasmtime"],
+    labels: &["version", "commit", "engine", "wasmtime"],
 };
 const SANDBOXES: Family = Family {
     name: "coracle_sandboxes",
@@ -31,31 +31,6 @@ const CONTAINERS: Family = Family {
     kind: Kind::Gauge,
     labels: &["state", "kind"],
 };
-const IMAGES: Family = Family {
-    name: "coracle_images",
-    help: "Images on this node.",
-    kind: Kind::Gauge,
-    labels: &[],
-};
-const RECEIVED: Family = Family {
-    name: "coracle_image_received_bytes_total",
-    help: "Bytes of configs and layers of images that have come from registries and archives.",
-    kind: Kind::Counter,
-    labels: &["source"],
-};
-const STORE: Family = Family {
-    name: "coracle_store_bytes",
-    help: "Disk space of blobs and unpacked layers of images.",
-    kind: Kind::Gauge,
-    labels: &[],
-};
-const STORE_FREE: Family = Family {
-    name: "coracle_store_free_bytes",
-    help: "Free space of the file system that holds images and writable layers.",
-    kind: Kind::Gauge,
-    labels: &[],
-};
-
 const COMPILED: Family = Family {
     name: "coracle_compiled_bytes",
     help: "Disk space of compiled code.",
@@ -87,12 +62,41 @@ const QUARANTINED: Family = Family {
     labels: &[],
 };
 
+const ADDRESSES: Family = Family {
+    name: "coracle_network_addresses",
+    help: "Addresses of pods in the built-in network, by family and whether a pod has them.",
+    kind: Kind::Gauge,
+    labels: &["family", "state"],
+};
+const OWED_RELEASES: Family = Family {
+    name: "coracle_network_owed_releases",
+    help: "Pods that CNI plugins have attached or begun to, and not detached; live ones included.",
+    kind: Kind::Gauge,
+    labels: &[],
+};
+const HOST_PORTS: Family = Family {
+    name: "coracle_host_ports",
+    help: "Ports of the node that the built-in network leads to pods.",
+    kind: Kind::Gauge,
+    labels: &[],
+};
+const PORT_REPAIRS: Family = Family {
+    name: "coracle_host_port_repairs_total",
+    help: "Times that another program had changed the table of host ports, which was written again.",
+    kind: Kind::Counter,
+    labels: &[],
+};
+
 /// The version of this build.
 #[derive(Clone, Debug)]
 pub struct Build {
     /// The daemon's version.
     pub version: &'static str,
-    /// The major version of wasmtime.
+    /// The commit that was built.
+    pub commit: &'static str,
+    /// The hash of the engine that compiled code is for.
+    pub engine: String,
+    /// The version of wasmtime.
     pub wasmtime: &'static str,
 }
 
@@ -128,14 +132,20 @@ impl Daemon {
     /// Blocks for a few reads of /proc and a look at the file system.
     fn whole_text(&self, format: Format) -> String {
         let mut text = Text::new(format);
-        let build = [self.build.version, self.build.wasmtime];
+        let Build {
+            version,
+            commit,
+            engine,
+            wasmtime,
+        } = &self.build;
+        let build = [*version, *commit, engine.as_str(), *wasmtime];
         text.family(&BUILD);
         text.sample(&BUILD, &build, Value::Whole(1));
         self.write_pods(&mut text);
         for metric in &self.counted {
             metric.write(&mut text);
         }
-        write_images(&self.images, &mut text);
+        images::write(&self.images, &mut text);
         write_host(&self.pods.counts(), &mut text);
         process::write(&mut text);
         text.end();
@@ -190,6 +200,7 @@ fn write_counts(family: &Family, counts: &BTreeMap<[&str; 2], u64>, text: &mut T
 /// Blocks for a list of one small directory.
 fn write_host(counts: &HostCounts, text: &mut Text) {
     let quarantined = std::fs::read_dir(&counts.quarantine).map_or(0, Iterator::count);
+    write_network(counts, text);
     for (family, value) in [
         (&COMPILED, counts.compiled_bytes),
         (&SPAWNER_RESTARTS, counts.spawner_restarts),
@@ -209,24 +220,23 @@ fn write_host(counts: &HostCounts, text: &mut Text) {
     }
 }
 
-/// Blocks for a look at the file system.
-fn write_images(images: &Images, text: &mut Text) {
-    let facts = images.fs_info();
-    let count = u64::try_from(images.list().len()).unwrap_or(u64::MAX);
-    let free = rustix::fs::statvfs(&facts.mountpoint).ok();
-    let free = free.map(|facts| facts.f_bavail.saturating_mul(facts.f_frsize));
+fn write_network(counts: &HostCounts, text: &mut Text) {
+    let network = &counts.network;
+    text.family(&ADDRESSES);
+    for family in ["ipv4", "ipv6"] {
+        if family == "ipv6" && !network.has_v6 {
+            continue;
+        }
+        for (state, value) in [("used", network.used), ("free", network.free)] {
+            text.sample(&ADDRESSES, &[family, state], Value::Whole(value));
+        }
+    }
     for (family, value) in [
-        (&IMAGES, Some(count)),
-        (&STORE, Some(facts.used_bytes)),
-        (&STORE_FREE, free),
+        (&OWED_RELEASES, counts.owed_releases),
+        (&HOST_PORTS, network.host_ports),
+        (&PORT_REPAIRS, network.port_repairs),
     ] {
-        let Some(value) = value else { continue };
         text.family(family);
         text.sample(family, &[], Value::Whole(value));
-    }
-    let (registries, archives) = images.received_bytes();
-    text.family(&RECEIVED);
-    for (source, bytes) in [("registry", registries), ("archive", archives)] {
-        text.sample(&RECEIVED, &[source], Value::Whole(bytes));
     }
 }

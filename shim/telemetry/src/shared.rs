@@ -28,16 +28,19 @@ impl<T: Send + Sync + 'static> Shared<T> {
         Shared { last }
     }
 
+    /// The value, if there is one that is at most a second old. Waits for one that is being made.
+    pub(crate) async fn recent(&self) -> Option<Arc<T>> {
+        fresh(&*self.last.lock().await)
+    }
+
     /// The value, at most a second old, or what `make` returns. Errors: those of `make`, or its panic.
     pub(crate) async fn get(
         &self,
         make: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<Arc<T>, Error> {
         let mut last = Arc::clone(&self.last).lock_owned().await;
-        if let Some((at, value)) = &*last
-            && at.elapsed() < FRESH
-        {
-            return Ok(Arc::clone(value));
+        if let Some(value) = fresh(&last) {
+            return Ok(value);
         }
         let kept = Arc::clone(&self.last);
         // Work on the blocking pool goes on without its caller. The lock goes with it, not with the caller.
@@ -53,6 +56,11 @@ impl<T: Send + Sync + 'static> Shared<T> {
             Err(Error::because(Kind::Bug, text, panic))
         })
     }
+}
+
+fn fresh<T>(last: &Last<T>) -> Option<Arc<T>> {
+    let (_, value) = last.as_ref().filter(|(at, _)| at.elapsed() < FRESH)?;
+    Some(Arc::clone(value))
 }
 
 /// Drops the value once it is not shared any more.

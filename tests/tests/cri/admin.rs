@@ -58,6 +58,15 @@ async fn a_healthy_node_is_ready_and_its_pods_are_listed() {
     let status = json(&daemon, &["status"]);
     assert_eq!(status["ready"], true);
     assert_eq!(status["pid"], daemon.pid());
+    for (name, count) in [
+        ("own_keepers", 2),
+        ("older_keepers", 0),
+        ("used_addresses", 2),
+        ("owed_releases", 0),
+    ] {
+        assert_eq!(status[name], count, "{name}: {status}");
+    }
+    assert!(text.contains("2 of this build, 0 of another"), "{text}");
     let running = serde_json::json!({"state": "running", "kind": "wasm", "count": 1});
     assert!(
         status["containers"].as_array().unwrap().contains(&running),

@@ -1,6 +1,7 @@
 //! Metrics: the CRI calls and the listener.
 
 mod examples;
+mod steps;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};

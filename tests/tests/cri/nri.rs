@@ -10,6 +10,7 @@ use serde_json::Value;
 use tonic::Code;
 
 use crate::linux::shell::{self, sh};
+use crate::metrics;
 use crate::site::{Pod, daemon_with, refused, tool};
 use coracle_tests::client::container;
 use plugin::Plugin;
@@ -17,7 +18,7 @@ use plugin::Plugin;
 /// Options of a daemon to which plugins can connect.
 fn plugins() -> coracle_tests::daemon::Options {
     coracle_tests::daemon::Options {
-        config: "[nri]\nenabled = true\n".to_owned(),
+        config: "[metrics]\naddress = \"127.0.0.1:0\"\n[nri]\nenabled = true\n".to_owned(),
         ..Default::default()
     }
 }
@@ -76,6 +77,23 @@ async fn a_plugin_sees_the_life_of_a_pod_in_order() {
         (&stopped["exitCode"], &stopped["state"]),
         (&3.into(), &"CONTAINER_STOPPED".into())
     );
+    let text = metrics::scrape(&daemon, "/metrics");
+    for method in [
+        "Configure",
+        "Synchronize",
+        "CreateContainer",
+        "StopContainer",
+    ] {
+        let method = format!("method=\"{method}\"");
+        let of = ["plugin=\"logger\"", &method];
+        let count = metrics::value(&text, "coracle_nri_request_duration_seconds_count", &of);
+        assert_eq!(count, 1.0, "{method}");
+        let of = ["plugin=\"logger\"", &method, "result=\"ok\""];
+        assert_eq!(
+            metrics::value(&text, "coracle_nri_requests_total", &of),
+            1.0
+        );
+    }
     drop(plugin);
     daemon.finish().await.unwrap();
 }

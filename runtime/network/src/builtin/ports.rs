@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::super::error::Error;
@@ -30,6 +31,7 @@ pub(super) struct Ports(Arc<Shared>);
 struct Shared {
     table: Table,
     held: Mutex<Held>,
+    repairs: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -48,7 +50,22 @@ impl Ports {
         Self(Arc::new(Shared {
             table,
             held: Mutex::default(),
+            repairs: AtomicU64::new(0),
         }))
+    }
+
+    /// How many ports pods have.
+    pub(super) fn count(&self) -> u64 {
+        let held = self.0.lock();
+        held.by_pod
+            .values()
+            .map(|mapping| mapping.ports.len() as u64)
+            .sum()
+    }
+
+    /// How often the table was written again after another program's change.
+    pub(super) fn repairs(&self) -> u64 {
+        self.0.repairs.load(Ordering::Relaxed)
     }
 
     /// Forwards `ports` of the node to a pod at `addresses`. It may be repeated.
@@ -198,6 +215,7 @@ impl Shared {
             return Ok(false);
         }
         nft.commit(self.table.renew(held.by_pod.values()))?;
+        self.repairs.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(table = %self.table.name, "another program changed our nftables table; writing it again");
         let udp: ByPod = held
             .by_pod

@@ -135,6 +135,11 @@ impl Cache {
         self.lock().contains(pod)
     }
 
+    /// The number of pods for which DEL is owed.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
     /// All pods for which DEL is owed.
     pub fn pods(&self) -> Vec<String> {
         let mut pods: Vec<String> = self.lock().iter().cloned().collect();

@@ -10,6 +10,7 @@ use std::io::{self, Seek as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -70,6 +71,27 @@ pub struct Runner {
     pub dirs: Vec<PathBuf>,
     /// Time limit of one plugin.
     pub limit: Duration,
+    /// Learns of each operation, once that is set.
+    pub observer: Arc<OnceLock<Observer>>,
+}
+
+/// Learns which operation has ended, how long its plugins took, and whether it succeeded. It must not block.
+pub type Observer = fn(Verb, Duration, bool);
+
+impl Runner {
+    /// Carries out an operation, of which the observer learns.
+    pub async fn observed<T>(
+        &self,
+        verb: Verb,
+        operation: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let began = Instant::now();
+        let ended = operation.await;
+        if let Some(observer) = self.observer.get() {
+            observer(verb, began.elapsed(), ended.is_ok());
+        }
+        ended
+    }
 }
 
 /// A plugin's output and exit status.
@@ -316,6 +338,7 @@ mod tests {
         Runner {
             dirs: vec![temp.dir().join("empty"), temp.dir().to_owned()],
             limit,
+            observer: Arc::default(),
         }
     }
 

@@ -68,16 +68,19 @@ pub async fn check(runner: &Runner, entry: &Entry) -> Result<(), Error> {
         return Ok(());
     }
     let subject = subject(entry, entry.netns.display().to_string());
-    for plugin in &list.plugins {
-        let extra = Extra {
-            previous: result_of(entry),
-            capabilities: Some(&entry.capabilities),
-            valid_attachments: None,
-        };
-        let invocation = invocation(Verb::Check, list, plugin, extra).of(&subject);
-        runner.run(&invocation).await?;
-    }
-    Ok(())
+    let checked = async {
+        for plugin in &list.plugins {
+            let extra = Extra {
+                previous: result_of(entry),
+                capabilities: Some(&entry.capabilities),
+                valid_attachments: None,
+            };
+            let invocation = invocation(Verb::Check, list, plugin, extra).of(&subject);
+            runner.run(&invocation).await?;
+        }
+        Ok(())
+    };
+    runner.observed(Verb::Check, checked).await
 }
 
 /// STATUS: whether ADD would work. Does nothing before version 1.1.0.

@@ -4,6 +4,7 @@
 //! Not here: the STATUS of plugins.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::Error;
@@ -27,6 +28,7 @@ pub fn probe(conf_dir: &Path, bin_dirs: &[PathBuf]) -> Result<Probe, Error> {
     let runner = Runner {
         dirs: bin_dirs.to_vec(),
         limit: Duration::ZERO,
+        observer: Arc::default(),
     };
     let list = Readiness::new(conf_dir, runner).network()?;
     Ok(Probe {

@@ -14,6 +14,7 @@ use super::error::{Error, plain};
 use super::exec::Runner;
 use super::invoke;
 use super::list::NetworkList;
+use super::verb::Verb;
 
 /// How long CRI Status waits for a refresh before it answers from the last one.
 const TIMEOUT: Duration = Duration::from_millis(100);
@@ -199,7 +200,8 @@ impl Readiness {
         if !invoke::has_status(&network) || checked_at.as_ref().is_some_and(is_fresh) {
             return;
         }
-        let status = invoke::status(&self.runner, &network).await;
+        let status = invoke::status(&self.runner, &network);
+        let status = self.runner.observed(Verb::Status, status).await;
         let status = status.map_err(|error| error.to_string());
         let mut state = self.lock();
         // The status of a network that was replaced meanwhile is dropped.
@@ -229,6 +231,7 @@ mod tests {
         let runner = Runner {
             dirs: vec![temp.dir().join("bin")],
             limit: Duration::from_secs(10),
+            observer: Arc::default(),
         };
         Arc::new(Readiness::new(&temp.dir().join("conf"), runner))
     }

@@ -198,6 +198,29 @@ async fn del_is_owed_after_a_failed_add_and_after_a_failed_del() {
 }
 
 #[tokio::test]
+async fn operations_are_observed_once_for_all_plugins_with_how_they_ended() {
+    static SEEN: Mutex<Vec<(Verb, bool)>> = Mutex::new(Vec::new());
+    let site = Site::new("1.0.0");
+    let cni = site.open();
+    cni.observe(|verb, took, is_ok| {
+        assert!(took > Duration::ZERO);
+        SEEN.lock().unwrap().push((verb, is_ok));
+    });
+    site.add(&cni).await.unwrap();
+    assert_eq!(cni.owed(), 1);
+    site.does("two", "exit 1");
+    cni.del(POD).await.unwrap_err();
+    site.does("two", "exit 0");
+    cni.del(POD).await.unwrap();
+    assert_eq!(cni.owed(), 0);
+    let seen = SEEN.lock().unwrap();
+    assert_eq!(
+        *seen,
+        [(Verb::Add, true), (Verb::Del, false), (Verb::Del, true)]
+    );
+}
+
+#[tokio::test]
 async fn versions_before_0_4_0_get_no_result_at_del_and_no_check() {
     let site = Site::new("0.3.1");
     let cni = site.open();

@@ -2,7 +2,9 @@
 //!
 //! Used by the cache. Invariant: counting takes no lock. Must not know: who reads the numbers.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::CompileCache;
 use coracle_spec::error::{Error, Kind};
@@ -14,6 +16,8 @@ pub struct CompileCounts {
     pub hits: u64,
     /// Requests whose code was not there, or not as it was written.
     pub misses: u64,
+    /// Among those, requests whose code was there and not as it was written: it failed verification.
+    pub refused: u64,
     /// Modules that were compiled.
     pub compiled: u64,
     /// Modules that the engine refused.
@@ -24,11 +28,17 @@ pub struct CompileCounts {
     pub failed: u64,
 }
 
+/// Learns how a compilation ended (`ok`, `invalid`, `limit`, `failed`) and how long it took, with its wait for a place. It must
+/// not block.
+pub type CompileObserver = fn(&'static str, Duration);
+
 /// The counters.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     hits: AtomicU64,
     misses: AtomicU64,
+    refused: AtomicU64,
+    observer: OnceLock<CompileObserver>,
     compiled: AtomicU64,
     invalid: AtomicU64,
     limited: AtomicU64,
@@ -42,19 +52,32 @@ impl Counters {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A compilation that has ended.
-    pub(super) fn compilation<T>(&self, ended: &Result<T, Error>) {
-        let counter = match ended.as_ref().map_err(Error::kind) {
-            Ok(_) => &self.compiled,
-            Err(Kind::Invalid) => &self.invalid,
-            Err(Kind::Exhausted | Kind::Deadline) => &self.limited,
-            Err(_) => &self.failed,
+    /// Code that was there failed verification.
+    pub(super) fn refusal(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A compilation that has ended after `took`.
+    pub(super) fn compilation<T>(&self, ended: &Result<T, Error>, took: Duration) {
+        let (counter, result) = match ended.as_ref().map_err(Error::kind) {
+            Ok(_) => (&self.compiled, "ok"),
+            Err(Kind::Invalid) => (&self.invalid, "invalid"),
+            Err(Kind::Exhausted | Kind::Deadline) => (&self.limited, "limit"),
+            Err(_) => (&self.failed, "failed"),
         };
         counter.fetch_add(1, Ordering::Relaxed);
+        if let Some(observer) = self.observer.get() {
+            observer(result, took);
+        }
     }
 }
 
 impl CompileCache {
+    /// Tells `observer` of each compilation from now on, once.
+    pub fn observe(&self, observer: CompileObserver) {
+        let _ = self.counters.observer.set(observer);
+    }
+
     /// What was counted so far.
     pub fn counts(&self) -> CompileCounts {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -62,6 +85,7 @@ impl CompileCache {
         CompileCounts {
             hits: of(&counters.hits),
             misses: of(&counters.misses),
+            refused: of(&counters.refused),
             compiled: of(&counters.compiled),
             invalid: of(&counters.invalid),
             limited: of(&counters.limited),

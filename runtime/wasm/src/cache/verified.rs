@@ -37,6 +37,7 @@ impl CompileCache {
             return Ok(Some(entry));
         }
         if code.exists() {
+            self.counters.refusal();
             tracing::warn!(
                 digest,
                 engine = hash,

@@ -13,9 +13,10 @@ mod listing;
 use std::path::{Path, PathBuf};
 
 use coracle_lifecycle::{Error, NetDevice};
-use coracle_spec::{Device, DeviceKind, Hook, Mount, MountPropagation};
+use coracle_spec::{Device, DeviceKind, Hook, Mount, MountPropagation, NodeHooks};
 
 use self::document::{Edits, MountEdit, Node};
+use self::hooks::Moment;
 pub use self::listing::{CdiDevice, CdiListing, cdi_devices};
 use super::devices::{Grant, Owner, device_target, one};
 use crate::config::DeviceSettings;
@@ -34,6 +35,8 @@ pub(crate) struct Additions {
     pub groups: Vec<u32>,
     /// Programs of the node that run before it.
     pub hooks: Vec<Hook>,
+    /// Programs of the node that run beside it.
+    pub node_hooks: NodeHooks,
     /// Network devices of the node that its pod gets.
     pub net_devices: Vec<NetDevice>,
     /// Device nodes.
@@ -106,10 +109,15 @@ impl Additions {
         lookup: &Lookup<'_>,
     ) -> Result<(), String> {
         for hook in &edits.hooks {
-            let listed = &settings.cdi_hooks;
-            self.hooks.push(hooks::allowed(hook, listed, lookup)?);
+            let (moment, hook) = hooks::allowed(hook, settings, lookup)?;
+            match moment {
+                Moment::Created => self.hooks.push(hook),
+                Moment::Started => self.node_hooks.started.push(hook),
+                Moment::Stopped => self.node_hooks.stopped.push(hook),
+            }
         }
-        if self.hooks.len() > hooks::MOST {
+        let beside = self.node_hooks.started.len() + self.node_hooks.stopped.len();
+        if self.hooks.len() + beside > hooks::MOST {
             return Err(format!("there are more than {} hooks", hooks::MOST));
         }
         if edits.intel_rdt.is_some() {

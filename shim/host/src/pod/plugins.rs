@@ -8,8 +8,9 @@
 
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
+use std::time::Instant;
 
-use coracle_lifecycle::{CreatedSandbox, Error, NamespaceMode, PodRecord};
+use coracle_lifecycle::{CreatedSandbox, Error, NamespaceMode, PodRecord, counters};
 use coracle_network::{self as network, Attachment, NetworkConfig, Provider, Resolver, cni};
 use coracle_spec::egress::Egress;
 use tracing::{Instrument as _, info_span};
@@ -55,7 +56,11 @@ impl Host {
             return self.start_keeper(record, setup).instrument(span).await;
         };
         let joined = async {
+            let began = Instant::now();
             let added = self.parts.network.cni().add(cni_plan).await;
+            if added.is_ok() {
+                counters::sandbox_connected(record.config.handler, began.elapsed());
+            }
             added.map_err(|error| {
                 cni_error(
                     format!("attach the network of sandbox {}", record.id),

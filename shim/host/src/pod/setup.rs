@@ -8,10 +8,13 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
+use std::time::Instant;
 
 use coracle_cgroup::systemd;
 use coracle_control::keeper;
-use coracle_lifecycle::{Error, IdMapping, Kind, NamespaceMode, PodRecord, SandboxConfig};
+use coracle_lifecycle::{
+    Error, IdMapping, Kind, NamespaceMode, PodRecord, SandboxConfig, counters,
+};
 use coracle_network::{self as network, Attachment, IdMaps, NamespaceConfig, Namespaces};
 use tracing::info_span;
 
@@ -68,16 +71,20 @@ impl Host {
         has_plugins: bool,
         attached: &mut Option<Attachment>,
     ) -> Result<Namespaces, Error> {
+        let began = Instant::now();
         let namespaces = self.create_namespaces(record)?;
         pass("run.network")?;
         if let Some(netns) = namespaces.net.as_ref().filter(|_| !has_plugins) {
             let network = &self.parts.network;
             let _span =
                 info_span!(target: "otel", "network.attach", cni.network = "builtin").entered();
+            let attaching = Instant::now();
             let made = network.attach(&network_config(record), netns.as_fd());
+            crate::counters::builtin("add", attaching.elapsed(), made.is_ok());
             *attached = Some(
                 made.map_err(|error| network_error(named("attach the network", record), error))?,
             );
+            counters::sandbox_connected(record.config.handler, began.elapsed());
         }
         Ok(namespaces)
     }

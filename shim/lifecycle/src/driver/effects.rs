@@ -11,7 +11,7 @@ use super::container::missing;
 use super::{Completion, Driver, Message, Purpose, plugins};
 use crate::clock;
 use crate::error::{Error, Kind};
-use crate::host::{KeeperEngine, StartRequest, Started};
+use crate::host::{KeeperEngine, NodeHookRun, StartRequest, Started};
 use crate::record::Payload;
 use crate::state::{ContainerPhase, Effect};
 use crate::store::Slot;
@@ -101,15 +101,24 @@ impl Driver {
         };
         container.busy += 1;
         let (shared, pod) = (Arc::clone(&self.shared), self.record.id.clone());
+        let hooks = self.node_hooks(id);
         let (id, completed) = (id.clone(), id.clone());
         self.effect(
             async move {
                 match start.await {
+                    Ok(started) => {
+                        if let Some(hooks) = hooks {
+                            let pid = Some(started.process.pid());
+                            let hooks = NodeHookRun { pid, ..hooks };
+                            shared.host().run_node_hooks(hooks).await;
+                        }
+                        Ok(Ok(started))
+                    }
                     Err(error) if error.kind() == Kind::StartFailed => {
                         let code = shared.host().exit_code(&pod, &id).await;
                         Ok(Err((error, code)))
                     }
-                    other => other.map(Ok),
+                    Err(error) => Err(error),
                 }
             },
             |result| {
@@ -121,6 +130,21 @@ impl Driver {
                 Message::Container(completed, completion)
             },
         );
+    }
+
+    /// The programs of the node that go with a container's end, or with a pid its start; `None` without any.
+    fn node_hooks(&self, id: &ContainerId) -> Option<NodeHookRun> {
+        let plan = Arc::clone(self.containers.get(id)?.plan.as_ref()?);
+        let has_some = match &plan.payload {
+            Payload::Linux(linux) => !linux.node_hooks.is_empty(),
+            Payload::Wasm(_) => false,
+        };
+        has_some.then(|| NodeHookRun {
+            pod: self.record.id.clone(),
+            id: id.clone(),
+            plan,
+            pid: None,
+        })
     }
 
     /// Everything that a start of this container, or an exec in it, needs; `None` without a plan or a keeper.
@@ -222,8 +246,15 @@ impl Driver {
         let shared = Arc::clone(&self.shared);
         shared.host.drop_exit(keeper, &self.record.id, id, recorded);
         let (cgroup, completed) = (self.cgroup_of(id), id.clone());
+        let hooks = self.node_hooks(id);
         self.effect(
-            async move { shared.host().clean_up(cgroup).await },
+            async move {
+                shared.host().clean_up(cgroup).await?;
+                if let Some(hooks) = hooks {
+                    shared.host().run_node_hooks(hooks).await;
+                }
+                Ok(())
+            },
             |result| Message::Container(completed, Completion::Cleaned(result)),
         );
     }

@@ -22,7 +22,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 impl Driver {
-    /// Stores the keeper's process and watches for its end.
+    /// Stores the keeper's process, counts it and watches for its end; `None` if there is none any more.
     pub(super) fn keep(&mut self, process: Option<Arc<Process>>) {
         self.keeper_watch = process.clone().map(|process| {
             self.watch(async move {
@@ -30,6 +30,8 @@ impl Driver {
                 Message::KeeperEnded
             })
         });
+        let counted = process.as_ref().map(|process| process.pid());
+        self.keeper_counted = counted.map(counters::keeper);
         self.keeper_process = process;
     }
 
@@ -110,8 +112,8 @@ impl Driver {
             // Its stop had begun, in an earlier daemon or in an attempt that failed.
             tracing::info!("the keeper has ended; the stop of its sandbox continues");
         }
-        (self.keeper, self.events, self.keeper_process) = (None, None, None);
-        (self.keeper_watch, self.calling) = (None, None);
+        (self.keeper, self.events, self.calling) = (None, None, None);
+        self.keep(None);
         let lost = || Exit {
             code: 137,
             signal: Some(libc::SIGKILL),

@@ -250,7 +250,8 @@ impl Driver {
         match result {
             Ok(()) => {
                 self.progress = Progress::Idle;
-                (self.keeper, self.events, self.keeper_process) = (None, None, None);
+                (self.keeper, self.events) = (None, None);
+                self.keep(None);
                 self.pod_step_or_log(PodEvent::TornDown).await;
             }
             Err(error) => {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use coracle_control::keeper::{Greeting, Keeper, KeeperEvent};
 use coracle_control::process::Process;
-use coracle_network::Attachment;
+use coracle_network::{Attachment, NetworkCounts};
 use coracle_spec::id::{ContainerId, PodId};
 use futures_channel::mpsc::Receiver;
 
@@ -71,14 +71,30 @@ pub struct HostCounts {
     pub compiled_bytes: u64,
     /// Files of it.
     pub compiled_files: u64,
-    /// Requests for compiled code by result: it was there, it was not.
-    pub cache_requests: [(&'static str, u64); 2],
+    /// Requests for compiled code by result: it was there, it was not, it was there and failed verification.
+    pub cache_requests: [(&'static str, u64); 3],
     /// Compilations by result.
     pub compilations: [(&'static str, u64); 4],
     /// Spawners that were started in place of one that was gone.
     pub spawner_restarts: u64,
+    /// What the built-in network has and has done.
+    pub network: NetworkCounts,
+    /// Pods that CNI plugins still have to detach.
+    pub owed_releases: u64,
     /// Where damaged records lie that were moved aside.
     pub quarantine: PathBuf,
+}
+
+/// Programs of the node that go with a container's start or end.
+pub struct NodeHookRun {
+    /// The pod.
+    pub pod: PodId,
+    /// The container.
+    pub id: ContainerId,
+    /// The plan, which has them.
+    pub plan: Arc<Plan>,
+    /// The container's first process: it has started. `None` if it has ended and its cgroup is gone.
+    pub pid: Option<i32>,
 }
 
 /// A container that runs.

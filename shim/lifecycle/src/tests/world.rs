@@ -25,8 +25,8 @@ use crate::scratch::Scratch;
 use crate::{
     AttachConfig, ContainerConfig, ContainerKind, ContainerUsage, ContainerView, CreatedSandbox,
     Details, EffectFuture, Error, ExecConfig, ExecOutput, HandlerSettings, Host, HostCounts,
-    KeeperEngine, Kind, Layout, Measured, Owned, Plan, PodRecord, PodUsage, PodView, SandboxConfig,
-    StartRequest, Started, Swept, Syncer,
+    KeeperEngine, Kind, Layout, Measured, NodeHookRun, Owned, Plan, PodRecord, PodUsage, PodView,
+    SandboxConfig, StartRequest, Started, Swept, Syncer,
 };
 
 /// The host.
@@ -263,6 +263,10 @@ impl Host for World {
 
     fn clean_up(self: Arc<Self>, _: String) -> EffectFuture<'static, ()> {
         Box::pin(async { Ok(()) })
+    }
+
+    fn run_node_hooks(self: Arc<Self>, _: NodeHookRun) -> BoxFuture<'static, ()> {
+        Box::pin(async {})
     }
 
     fn drop_exit(&self, _: Option<Keeper>, _: &PodId, _: &ContainerId, _: oneshot::Receiver<()>) {}

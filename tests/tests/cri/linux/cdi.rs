@@ -79,7 +79,7 @@ async fn devices_belong_to_the_user_of_the_security_context_where_the_operator_s
 }
 
 /// The setting that lists the scripts of these tests.
-const LISTED: &str = "hooks = [\"@scratch@/hook\"]";
+const LISTED: &str = "hooks = [\"@scratch@/hook\"]\nnode_hooks = [\"@scratch@/node-hook\"]";
 
 /// Writes the script and gives its path.
 fn script(daemon: &Daemon, name: &str, text: &str) -> PathBuf {
@@ -212,6 +212,99 @@ async fn a_hook_that_fails_or_hangs_fails_the_start_with_its_reason() {
     daemon.finish().await.unwrap();
 }
 
+/// Notes where and about what it runs, then does as its first argument says.
+const NOTE: &str = r#"
+state=$(cat)
+bundle=${state#*'"bundle":"'}; bundle=${bundle%%'"'*}
+root=$(sed 's/.*"path":"//; s/".*//' "$bundle/config.json")
+{ echo "$state"; env | grep HOOK; readlink /proc/self/ns/net; ls -d "$root/bin/busybox"; ls /proc/self/fd | wc -l; } > "$0.$1" 2>&1
+case $2 in
+fail) echo "no such GPU" >&2; exit 3 ;;
+hang) sleep @time@ & exec sleep @time@ ;;
+leave) sleep @time@ & ;;
+esac
+"#;
+
+/// Whether a process of the node has this argument.
+fn runs(argument: &str) -> bool {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    processes.map(|entry| entry.path()).any(|process| {
+        let command = std::fs::read(process.join("cmdline")).unwrap_or_default();
+        let mut words = command.split(|byte| *byte == 0);
+        words.any(|word| word == argument.as_bytes())
+    })
+}
+
+/// Specifies a device with hooks for the start and for the end of a container, which do as `then` says.
+fn specify_node_hooks(daemon: &Daemon, name: &str, hook: &str, then: &str) {
+    let of = |moment: &str| {
+        format!(
+            r#"{{"hookName": {moment:?}, "path": {hook:?}, "args": ["h", {moment:?}, {then:?}], "env": ["HOOK=1"], "timeout": 1}}"#
+        )
+    };
+    let (start, stop) = (of("poststart"), of("poststop"));
+    specify(daemon, name, &format!(r#"{{"hooks": [{start}, {stop}]}}"#));
+}
+
+#[tokio::test]
+async fn listed_hooks_run_on_the_node_when_a_container_has_started_and_when_it_has_ended() {
+    if shell::on_peer() {
+        return;
+    }
+    let daemon = daemon(LISTED, "").await;
+    let time = format!("4713.{}", std::process::id());
+    let hook = script(&daemon, "node-hook", &NOTE.replace("@time@", &time));
+    let hook = hook.display().to_string();
+    let pod = Pod::run(&daemon, "hooked").await;
+    for then in ["", "leave", "fail", "hang"] {
+        for moment in ["poststart", "poststop"] {
+            let _ = std::fs::remove_file(format!("{hook}.{moment}"));
+        }
+        specify_node_hooks(&daemon, "gpu", &hook, then);
+        let config = with_device(
+            program(&fresh("c"), &["/bin/busybox", "sleep", "600"]),
+            "gpu",
+        );
+        let id = pod.start(&config).await;
+        // StartContainer has answered: what runs for it has ended, and a failure changes nothing.
+        let note = std::fs::read_to_string(format!("{hook}.poststart")).unwrap();
+        let [state, env, net, root, descriptors] = note.lines().collect::<Vec<_>>()[..] else {
+            panic!("{note}")
+        };
+        assert!(
+            state.contains(r#""status":"running""#) && state.contains(&id),
+            "{state}"
+        );
+        let pid = state.split(r#""pid":"#).nth(1).unwrap();
+        let pid: i32 = pid.split([',', '}']).next().unwrap().parse().unwrap();
+        assert_eq!(root, format!("/proc/{pid}/root/bin/busybox"));
+        assert_eq!((env, net), ("HOOK=1", namespace("self", "net").as_str()));
+        assert_eq!(descriptors, "4", "its standard streams, and that of ls");
+        let status = pod.cri.status(&id).await.unwrap();
+        assert_eq!(status.state, cri::ContainerState::ContainerRunning as i32);
+        let stop = format!("{hook}.poststop");
+        assert!(!std::path::Path::new(&stop).exists(), "it runs");
+        pod.cri.stop(&id, 0).await.unwrap();
+        eventually("the hook of its end has run", || {
+            std::fs::read_to_string(&stop).is_ok_and(|note| note.lines().count() == 5)
+        })
+        .await;
+        let note = std::fs::read_to_string(&stop).unwrap();
+        assert!(
+            note.contains(r#""status":"stopped""#) && !note.contains("pid"),
+            "{note}"
+        );
+        pod.cri.remove(&id).await.unwrap();
+        eventually("what hooks left is killed", || !runs(&time)).await;
+    }
+    for why in ["exit status: 3: no such GPU", "did not end within 1 s"] {
+        let log = daemon.log();
+        let count = log.lines().filter(|line| line.contains(why)).count();
+        assert_eq!(count, 2, "{why}: {log}");
+    }
+    daemon.finish().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_hook_that_the_operator_has_not_listed_is_refused_with_the_line_to_add() {
     if shell::on_peer() {
@@ -226,14 +319,29 @@ async fn a_hook_that_the_operator_has_not_listed_is_refused_with_the_line_to_add
     specify_hook(&daemon, "linked", &linked, "");
     specify_hook(&daemon, "late", &hook, r#", "timeout": 0"#);
     specify_hook(&daemon, "odd", &hook, r#", "user": "root""#);
-    let stop = format!(r#"{{"hooks": [{{"hookName": "poststop", "path": {hook:?}}}]}}"#);
-    specify(&daemon, "stop", &stop);
+    for moment in ["prestart", "createRuntime", "startContainer", "prestop"] {
+        let hooks = format!(r#"{{"hooks": [{{"hookName": {moment:?}, "path": {hook:?}}}]}}"#);
+        specify(&daemon, &moment.to_lowercase(), &hooks);
+    }
+    for moment in ["poststart", "poststop"] {
+        // Listed for the inside of containers only.
+        let hooks = format!(r#"{{"hooks": [{{"hookName": {moment:?}, "path": {hook:?}}}]}}"#);
+        specify(&daemon, moment, &hooks);
+    }
     for (device, words) in [
         ("other", [other.as_str(), "cdi.hooks"]),
         ("linked", [linked.as_str(), "cdi.hooks"]),
         ("late", ["timeout", "above 0"]),
         ("odd", ["odd.json", "user"]),
-        ("stop", ["poststop", "createContainer"]),
+        ("prestart", ["\"prestart\"", "half made"]),
+        ("createruntime", ["\"createRuntime\"", "half made"]),
+        (
+            "startcontainer",
+            ["\"startContainer\"", "file of the image"],
+        ),
+        ("prestop", ["\"prestop\"", "knows none"]),
+        ("poststart", [hook.as_str(), "cdi.node_hooks"]),
+        ("poststop", [hook.as_str(), "cdi.node_hooks"]),
     ] {
         let config = with_device(program(&fresh("c"), &["/bin/true"]), device);
         refused(pod.create(&config).await, Code::InvalidArgument, &words);

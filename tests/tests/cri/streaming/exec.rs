@@ -6,6 +6,7 @@ use coracle_tests::streaming::{Ends, MODERN, Part, Remote, WIRES, Wire};
 
 use super::{BOTH, OUT, TTY, exec_url, open, run};
 use crate::linux::shell;
+use crate::metrics;
 use crate::site::{self, Pod, tool};
 
 #[tokio::test]
@@ -31,6 +32,51 @@ async fn every_wire_carries_output_errors_and_how_it_ended() {
         } else {
             assert_eq!(output.status, "", "{wire:?}");
         }
+    }
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn sessions_are_counted_while_they_are_open_and_by_how_they_ended() {
+    let options = coracle_tests::daemon::Options {
+        config: "[metrics]\naddress = \"127.0.0.1:0\"\n".into(),
+        ..Default::default()
+    };
+    let daemon = shell::daemon_with(options).await;
+    let pod = Pod::run(&daemon, "counted").await;
+    let id = pod.start(&shell::sh("main", "sleep 1000")).await;
+    let count = |name: &str, labels: &[&str]| {
+        let text = metrics::scrape(&daemon, "/metrics");
+        let there = text.lines().any(|line| {
+            line.starts_with(&format!("{name}{{"))
+                && labels.iter().all(|label| line.contains(label))
+        });
+        if there {
+            metrics::value(&text, name, labels)
+        } else {
+            0.0
+        }
+    };
+    for (wire, protocol) in MODERN.iter().zip(["spdy", "websocket"]) {
+        let protocol = format!("protocol=\"{protocol}\"");
+        let open_now = || count("coracle_streaming_sessions", &["kind=\"exec\"", &protocol]);
+        let ended = |result: &str| {
+            let result = format!("result=\"{result}\"");
+            count(
+                "coracle_streaming_sessions_total",
+                &["kind=\"exec\"", &protocol, &result],
+            )
+        };
+        let remote = open(&pod, &id, &["sleep", "1000"], *wire, OUT).await;
+        site::eventually("it is open", || open_now() == 1.0).await;
+        drop(remote);
+        site::eventually("its client has left", || ended("left") == 1.0).await;
+        assert_eq!(run(&pod, &id, "exit 7", *wire).await.code(), Ok(7));
+        site::eventually("it has ended", || ended("ok") == 1.0).await;
+        let absent = open(&pod, &id, &["/absent"], *wire, OUT).await;
+        absent.finish().await.unwrap();
+        site::eventually("it has failed", || ended("failed") == 1.0).await;
+        site::eventually("none is open", || open_now() == 0.0).await;
     }
     daemon.finish().await.unwrap();
 }

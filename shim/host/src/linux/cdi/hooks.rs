@@ -11,10 +11,49 @@ use std::path::{Path, PathBuf};
 use coracle_spec::Hook;
 
 use super::document::HookEdit;
+use crate::config::DeviceSettings;
 use crate::paths::Lookup;
 
-/// The hook that is run.
-const BUILT: &str = "createContainer";
+/// When a hook runs, as far as one can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Moment {
+    /// The container's root is complete, and its process inside: in the container's namespaces.
+    Created,
+    /// Its program runs: on the node.
+    Started,
+    /// It has ended, and its cgroup is gone: on the node.
+    Stopped,
+}
+
+impl Moment {
+    /// The setting that lists programs for it, and these. Inside of a container a program can do less than on the node.
+    fn listed(self, settings: &DeviceSettings) -> (&'static str, &[PathBuf]) {
+        match self {
+            Moment::Created => ("hooks", &settings.cdi_hooks),
+            Moment::Started | Moment::Stopped => ("node_hooks", &settings.cdi_node_hooks),
+        }
+    }
+
+    /// That of a hook with this name. Errors: why no such hook is run.
+    fn of(name: &str) -> Result<Moment, String> {
+        let why = match name {
+            "createContainer" => return Ok(Moment::Created),
+            "poststart" => return Ok(Moment::Started),
+            "poststop" => return Ok(Moment::Stopped),
+            "prestart" | "createRuntime" => {
+                "it would run on the node while the container is half made, whose process is held by nothing meanwhile; \
+                 a createContainer hook runs at that moment, inside of the container"
+            }
+            "startContainer" => {
+                "its path is a file of the image, which the operator cannot vouch for"
+            }
+            _ => "the OCI runtime specification knows none of that name",
+        };
+        Err(format!(
+            "it is for {name:?}, and only createContainer, poststart and poststop hooks are run: {why}"
+        ))
+    }
+}
 
 /// How long a hook may take whose specification does not say. Seconds.
 const USUAL_S: u32 = 10;
@@ -25,21 +64,17 @@ pub(super) const MOST: usize = 64;
 /// The hook of a specification, if it may run. Errors: why not.
 pub(super) fn allowed(
     edit: &HookEdit,
-    listed: &[PathBuf],
+    settings: &DeviceSettings,
     lookup: &Lookup<'_>,
-) -> Result<Hook, String> {
+) -> Result<(Moment, Hook), String> {
     let path = Path::new(&edit.path);
     let named = |why: String| format!("its hook {:?}: {why}", edit.path);
-    if edit.hook_name != BUILT {
-        return Err(named(format!(
-            "it is for {:?}, and only {BUILT} hooks are run",
-            edit.hook_name
-        )));
-    }
+    let moment = Moment::of(&edit.hook_name).map_err(named)?;
+    let (key, listed) = moment.listed(settings);
     if !listed.iter().any(|known| known == path) {
         return Err(named(format!(
             "it is a program that would run on this node as root, and the operator has not listed it: \
-             add it to cdi.hooks in the configuration, hooks = [{:?}]",
+             add it to cdi.{key} in the configuration, {key} = [{:?}]",
             edit.path
         )));
     }
@@ -54,12 +89,13 @@ pub(super) fn allowed(
         return Err(named(format!("its variable {odd:?} has no `=`")));
     }
     is_roots_alone(path, lookup).map_err(named)?;
-    Ok(Hook {
+    let hook = Hook {
         path: edit.path.clone(),
         args: edit.args.clone(),
         env: edit.env.clone(),
         timeout_s,
-    })
+    };
+    Ok((moment, hook))
 }
 
 /// Errors: it is no program, or others than root can write it or a directory that leads to it.
