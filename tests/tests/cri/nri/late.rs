@@ -81,7 +81,7 @@ async fn a_pod_that_is_stopped_waits_for_slow_plugins_for_a_limited_time() {
 #[tokio::test]
 async fn a_plugin_that_comes_during_a_start_learns_of_start_and_end() {
     let options = Options {
-        failpoints: Some("start.log delay:10000".to_owned()),
+        failpoints: Some("start.log delay:3000".to_owned()),
         binary: Some(coracle_tests::daemon::failpoints_binary().unwrap()),
         ..plugins()
     };
