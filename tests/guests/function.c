@@ -4,8 +4,8 @@
 //   /trailer/NAME the value of a field of the request's trailer
 //   /grpc.health.v1.Health/Check  says to a gRPC client that it serves
 //   /count        how many requests this instance has had
-//   /sleep/MS     waits, then answers
-//   /spin         computes for ever
+//   /sleep/MS     writes "sleeping" to standard output, waits, then answers
+//   /spin         writes "spinning" to standard output and computes for ever
 //   /trap         traps; /late-trap traps behind the head and a piece of the answer
 //   /silent       returns without an answer
 //   /denied       answers with the interface's error HTTP-request-denied
@@ -194,11 +194,14 @@ EXPORT("wasi:http/incoming-handler@0.2.0#handle") void handle(int request, int o
         return say(outparam, 200, text);
     }
     if (BEGINS("/sleep/")) {
+        write(1, "sleeping\n", 9);
         pause_ms(atol(rest));
         return say(outparam, 200, "slept\n");
     }
-    if (!strcmp(path, "/spin"))
+    if (!strcmp(path, "/spin")) {
+        write(1, "spinning\n", 9);
         for (volatile int i = 0;; i++) {}
+    }
     if (!strcmp(path, "/trap")) __builtin_trap();
     if (!strcmp(path, "/late-trap")) {
         struct answer answer = begin(outparam, 200);

@@ -6,7 +6,6 @@
 //! Not here: starting the daemon.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -17,7 +16,7 @@ use tonic::Status;
 
 use crate::client::Cri;
 use crate::scratch::Scratch;
-use crate::{Outcome, peer};
+use crate::{Outcome, peer, tools};
 
 /// Where Debian puts the plugins.
 pub const PLUGINS: &str = "/usr/lib/cni";
@@ -121,8 +120,7 @@ impl Place {
     /// Writes an executable.
     pub fn install(&self, name: &str, text: &str) -> Outcome<()> {
         let (new, path) = (self.plugins().join("new"), self.plugins().join(name));
-        fs::write(&new, text)?;
-        fs::set_permissions(&new, fs::Permissions::from_mode(0o755))?;
+        tools::install(&new, text.as_bytes())?;
         Ok(fs::rename(new, path)?)
     }
 

@@ -30,6 +30,8 @@ const START_DEADLINE: Duration = Duration::from_secs(120);
 pub const UNIFIED: &str = "/sys/fs/cgroup/unified";
 /// How long a drain after SIGTERM may take.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(60);
+/// How long the last processes of a daemon that has ended may take to go.
+const GONE_DEADLINE: Duration = Duration::from_secs(30);
 /// Lines of the daemon's log shown for a test that failed.
 const LOG_TAIL_LINES: usize = 60;
 
@@ -342,7 +344,7 @@ impl Daemon {
             self.finished = true;
             return Ok(());
         }
-        let end = Instant::now() + Duration::from_secs(2);
+        let end = Instant::now() + GONE_DEADLINE;
         while !procs::of_scratch(&self.scratch).is_empty() && Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::Outcome;
 
 /// How long a single read or write of a registry on the same machine may take.
-const IO_DEADLINE: Duration = Duration::from_secs(20);
+const IO_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A registry returns OCI manifests only for requests that accept their media type.
 const ACCEPT: &str =

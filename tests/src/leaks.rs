@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use crate::procs::{self, Role};
 use crate::scratch::Scratch;
 
-/// How long the kernel and the daemon may take to let go. A veth lives up to 60 ms after its namespace.
-const SETTLE: Duration = Duration::from_secs(5);
+/// How long the kernel and the daemon may take to let go. A veth lives up to 60 ms after its namespace; the rest is for a
+/// machine that has other things to do, too.
+const SETTLE: Duration = Duration::from_secs(30);
 /// Parts of the daemon's directories that grow with images, not with pods.
 const KEPT: [&str; 3] = ["root/images", "root/compiled", "root/network-mode"];
 /// What is half-made within those; nothing of it may stay.
@@ -82,7 +83,7 @@ impl Snapshot {
     }
 }
 
-/// Waits until the machine looks as it did in `before`. Errors: what still differs after five seconds.
+/// Waits until the machine looks as it did in `before`. Errors: what still differs after half a minute.
 pub async fn expect_as(before: &Snapshot, scratch: &Scratch) -> Result<(), String> {
     let end = Instant::now() + SETTLE;
     loop {

@@ -85,12 +85,21 @@ pub fn text(records: &[Record], stream: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// The records of a log file. An absent file is an empty log. Errors: a malformed record.
+/// The records of a log file. An absent file is an empty log. Errors: a malformed record, also one that still has no end
+/// after a second: what is written at this moment is seen in parts.
 pub fn read(path: &Path) -> Result<Vec<Record>, String> {
-    match std::fs::read(path) {
-        Ok(bytes) => parse(&bytes).map_err(|e| format!("{}: {e}", path.display())),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(e) => Err(format!("{}: {e}", path.display())),
+    let end = Instant::now() + Duration::from_secs(1);
+    loop {
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(format!("{}: {e}", path.display())),
+        };
+        let is_whole = bytes.last().is_none_or(|last| *last == b'\n');
+        if is_whole || Instant::now() > end {
+            return parse(&bytes).map_err(|e| format!("{}: {e}", path.display()));
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -37,13 +37,14 @@ pub struct Process {
     pub role: Role,
 }
 
-/// Every process of the scratch but zombies, in pid order.
+/// Every process of the scratch but zombies, the oldest first. Pids do not tell that: they begin anew at the kernel's
+/// maximum, which tests reach.
 pub fn of_scratch(scratch: &Scratch) -> Vec<Process> {
     let mut found: Vec<Process> = all_pids()
         .filter(|pid| belongs(*pid, scratch))
         .filter_map(read)
         .collect();
-    found.sort_by_key(|process| process.pid);
+    found.sort_by_key(|process| (begun(process.pid), process.pid));
     found
 }
 
@@ -156,6 +157,17 @@ fn role_of(command: &str) -> Role {
 }
 
 fn state(pid: i32) -> Option<char> {
+    stat(pid, 0)?.chars().next()
+}
+
+/// When a process began, in ticks of the kernel's clock since the boot.
+fn begun(pid: i32) -> Option<u64> {
+    stat(pid, 19)?.parse().ok()
+}
+
+/// A field of what the kernel says of a process, counted from its state on. Source: proc_pid_stat(5).
+fn stat(pid: i32, field: usize) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit(") ").next()?.chars().next()
+    let (_, fields) = stat.rsplit_once(") ")?;
+    fields.split(' ').nth(field).map(str::to_owned)
 }

@@ -30,11 +30,14 @@ pub enum Answer {
     Broken(Status),
 }
 
+/// How long behind its limit a call may answer before it counts as hung.
+const GRACE: Duration = Duration::from_secs(60);
+
 /// Makes one call with the deadline `limit`. Reads of a stream end at the limit as well.
 pub async fn call(channel: &Channel, rpc: &Rpc, request: Vec<u8>, limit: Duration) -> Answer {
     let mut replies = 0;
     let work = read(channel, rpc, request, limit, &mut replies);
-    match tokio::time::timeout(limit + Duration::from_secs(10), work).await {
+    match tokio::time::timeout(limit + GRACE, work).await {
         Err(_) => Answer::Silence,
         Ok(Ok(())) => Answer::Replies(replies),
         Ok(Err(status)) if status.message() == "Timeout expired" => Answer::Late,

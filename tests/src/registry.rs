@@ -4,17 +4,23 @@
 //! and its storage is removed.
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with};
+
 use crate::{Outcome, http};
 
 /// A line of htpasswd: `pusher` with the password `s3cret`.
 const PUSHER: &str = "pusher:$2b$04$znD57Ni5HHZlEKDA1uzm0eO4GKMBmUF6iWyCrVub7fnZ0OYK7CD..\n";
+
+/// Below the ports that connections get, and below those of pods' host ports.
+const OWN_PORTS: std::ops::Range<u16> = 12_000..20_000;
 
 /// A running registry; stops, and its storage goes, on drop.
 #[derive(Debug)]
@@ -105,7 +111,43 @@ impl Drop for Registry {
     }
 }
 
-/// A loopback port that was free a moment ago.
+/// A loopback port at which nobody listens, and nobody can until it is dropped.
+#[derive(Debug)]
+pub struct ClosedPort {
+    host: String,
+    _bound: OwnedFd,
+}
+
+impl ClosedPort {
+    /// Takes a port, and does not listen at it.
+    pub fn take() -> Outcome<Self> {
+        let (family, kind) = (AddressFamily::INET, SocketType::STREAM);
+        let bound = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+        bind(&bound, &SocketAddr::from(([127, 0, 0, 1], 0)))?;
+        let address = SocketAddr::try_from(getsockname(&bound)?)?;
+        Ok(Self {
+            host: address.to_string(),
+            _bound: bound,
+        })
+    }
+
+    /// `address:port`, as of a registry.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+}
+
+/// A loopback port that was free a moment ago, and is none of those that the kernel gives to whoever wants any: a server that
+/// cannot be told to choose has it when it is up. Errors: all are taken.
 pub fn free_port() -> Outcome<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id().wrapping_mul(37);
+    for _ in 0..OWN_PORTS.len() {
+        let number = first.wrapping_add(COUNT.fetch_add(1, Ordering::Relaxed));
+        let port = OWN_PORTS.start + (number % OWN_PORTS.len() as u32) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    Err(format!("all ports of {OWN_PORTS:?} are taken").into())
 }

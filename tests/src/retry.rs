@@ -3,7 +3,7 @@
 //! Called by: the fault tests and [`crate::churn`]. Invariant: success means that the object is there exactly once.
 //! Not here: how often and how long a caller tries; [`until_answered`] has the usual policy.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coracle_proto::runtime::v1 as cri;
 use tonic::{Code, Status};
@@ -11,19 +11,21 @@ use tonic::{Code, Status};
 use crate::client::Cri;
 
 /// How long one call may take before the daemon counts as hung.
-const CALL_LIMIT: Duration = Duration::from_secs(15);
+const CALL_LIMIT: Duration = Duration::from_secs(60);
 /// How long between two tries.
 const PAUSE: Duration = Duration::from_millis(30);
-/// How many tries; with [`PAUSE`] between them three seconds and more.
-const TRIES: usize = 100;
+/// How long it is tried: a daemon that was killed has to be back by then.
+const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Repeats `call` until it succeeds. Errors: no answer at all within 15 s, or the last refusal after 100 tries.
+/// Repeats `call` until it succeeds. Errors: no answer at all within a minute, or the last refusal after a
+/// minute of tries.
 pub async fn until_answered<T>(
     what: &str,
     call: impl AsyncFn() -> Result<T, Status>,
 ) -> Result<T, String> {
+    let end = Instant::now() + PATIENCE;
     let mut last = String::new();
-    for _ in 0..TRIES {
+    while Instant::now() < end {
         match tokio::time::timeout(CALL_LIMIT, call()).await {
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(refusal)) => last = refusal.to_string(),

@@ -28,6 +28,8 @@ const POD_IDS: u32 = 65_536;
 const ID_BASE: u32 = 0x1000_0000;
 /// The first host id, and most pods, of the daemon with many pods: above those of a demo.
 const MANY: (u32, u32) = (0x9800_0000, 20_000);
+/// How long killed processes and their cgroups may take to go.
+const SWEEP: Duration = Duration::from_secs(30);
 /// Where the lock files of the slots lie.
 const LOCKS: &str = "/tmp/coracle-test-slots";
 
@@ -121,7 +123,7 @@ impl Scratch {
 
     /// Kills and removes everything that carries this slot's number. Best effort: what resists is for the leak check.
     fn sweep(&self) {
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + SWEEP;
         loop {
             let alive = procs::of_scratch(self);
             if alive.is_empty() || Instant::now() > deadline {

@@ -11,7 +11,7 @@ use crate::{Outcome, leaks};
 /// How much the daemon's resident memory may grow, KiB.
 const GROWTH_LIMIT_KIB: u64 = 5 << 10;
 /// How long the daemon may take to let go of memory, threads and descriptors: idle threads end after ten seconds.
-const SETTLE: Duration = Duration::from_secs(15);
+const SETTLE: Duration = Duration::from_secs(60);
 /// How long after the last call the daemon returns unused memory.
 const QUIET: Duration = Duration::from_secs(6);
 

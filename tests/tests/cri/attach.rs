@@ -263,7 +263,7 @@ async fn nothing_begins_in_a_container_that_is_being_stopped() {
     let before = exec(&pod, &id, &["true"], OUTPUT).await.unwrap();
     let stopping = tokio::spawn({
         let (pod, id) = (pod.cri.clone(), id.clone());
-        async move { pod.stop(&id, 3).await }
+        async move { pod.stop(&id, 100).await }
     });
     pod.wait_log(&daemon, "main", "asked").await;
     refused(
@@ -275,6 +275,8 @@ async fn nothing_begins_in_a_container_that_is_being_stopped() {
     let client = Remote::open(&before, MODERN[0], OUTPUT).await.unwrap();
     let output = client.finish().await.unwrap();
     assert!(output.status.contains("stopping"), "{output:?}");
+    // A later stop shortens the grace.
+    pod.cri.stop(&id, 0).await.unwrap();
     stopping.await.unwrap().unwrap();
     daemon.finish().await.unwrap();
 }

@@ -2,7 +2,8 @@
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+
+use coracle_tests::client::TIMEOUT;
 
 use crate::site;
 
@@ -70,9 +71,7 @@ async fn every_authority_is_answered() {
         "@\u{e9}",
     ] {
         let mut socket = UnixStream::connect(daemon.socket()).unwrap();
-        socket
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
         sent.extend(frame(SETTINGS, 0, 0, &[]));
         for (stream, block) in [(1, version(Some(authority))), (3, version(None))] {

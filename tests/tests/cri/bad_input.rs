@@ -7,10 +7,8 @@ mod images;
 mod lying_registries;
 mod registries;
 
-use std::time::Duration;
-
 use coracle_proto::runtime::v1 as cri;
-use coracle_tests::client::{self, container};
+use coracle_tests::client::{self, TIMEOUT, container};
 use coracle_tests::http;
 use coracle_tests::push::{Image, Packing, Pushed, file};
 use tonic::Code;
@@ -266,9 +264,7 @@ async fn a_peer_that_does_not_speak_the_protocol_harms_nobody() {
     use std::os::unix::net::UnixStream;
     let daemon = daemon().await;
     let mut stream = UnixStream::connect(daemon.socket()).unwrap();
-    stream
-        .set_read_timeout(Some(Duration::from_secs(5)))
-        .unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream
         .write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\nand more nonsense")
         .unwrap();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coracle_proto::runtime::v1 as cri;
-use coracle_tests::client::container;
+use coracle_tests::client::{TIMEOUT, container};
 use coracle_tests::daemon::Daemon;
 use coracle_tests::fuse::StallingDir;
 use coracle_tests::procs::Role;
@@ -36,7 +36,8 @@ async fn the_output_of_all_execs_together_is_bounded_and_one_beyond_it_gets_an_e
     let daemon = shell::daemon().await;
     let pod = Pod::run(&daemon, "output").await;
     let id = pod.start(&sh("main", "sleep 1000")).await;
-    let much = format!("head -c {} /dev/zero", 15 * MIB);
+    // Whoever has written holds its room for a while, so that many do at the same time.
+    let much = format!("head -c {} /dev/zero; sleep 3", 15 * MIB);
     let before = memory_kib(daemon.pid(), "VmRSS:");
     let pod = Arc::new(pod);
     let mut calls = JoinSet::new();
@@ -105,7 +106,7 @@ async fn hundreds_of_traps_while_the_daemon_is_away_leave_the_keeper_within_reac
     })
     .await;
     daemon.restart().await.unwrap();
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + TIMEOUT;
     for id in &ids {
         let status = loop {
             let status = pod.cri.status(id).await.unwrap();
@@ -175,8 +176,7 @@ async fn creates_that_hang_on_a_dead_filesystem_hold_up_nobody_else() {
         creates.spawn(async move { (number, pod.create(&config).await, begun.elapsed()) });
     }
     let others = async {
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        assert!(stalling.unanswered() > 0, "nothing hangs");
+        eventually("something hangs", || stalling.unanswered() > 0).await;
         let begun = Instant::now();
         let pod = Pod::run(&daemon, "other").await;
         let data = host_dir(&daemon, "data");
@@ -190,8 +190,9 @@ async fn creates_that_hang_on_a_dead_filesystem_hold_up_nobody_else() {
         let mut runtime = pod.cri.runtime.clone();
         runtime.list_container_stats(stats).await.unwrap();
         pod.cri.stop(&to_stop, 0).await.unwrap();
+        // A path is waited for ten seconds.
         assert!(
-            begun.elapsed() < Duration::from_secs(5),
+            begun.elapsed() < Duration::from_secs(9),
             "{:?}",
             begun.elapsed()
         );
@@ -199,7 +200,7 @@ async fn creates_that_hang_on_a_dead_filesystem_hold_up_nobody_else() {
     let (created, ()) = tokio::join!(creates.join_all(), others);
     for (number, result, took) in created {
         let refusal = result.unwrap_err();
-        assert!(took < Duration::from_secs(14), "{number}: {took:?}");
+        assert!(took < TIMEOUT, "{number}: {took:?}");
         let by_name = refusal.message().contains(&format!("v{number}"));
         let codes = [Code::DeadlineExceeded, Code::ResourceExhausted];
         assert!(by_name && codes.contains(&refusal.code()), "{refusal}");
@@ -222,7 +223,7 @@ async fn creates_that_hang_on_a_dead_filesystem_hold_up_nobody_else() {
         Code::ResourceExhausted,
         &expected,
     );
-    assert!(begun.elapsed() < Duration::from_secs(1));
+    assert!(begun.elapsed() < Duration::from_secs(9));
     assert!(path_threads(&daemon) <= threads.max(1));
     drop(stalling);
     eventually("the threads are free again", || path_threads(&daemon) < 3).await;
@@ -232,7 +233,7 @@ async fn creates_that_hang_on_a_dead_filesystem_hold_up_nobody_else() {
 }
 
 /// Processor time of a process. Ticks of 10 ms.
-fn ticks(pid: i32) -> u64 {
+pub fn ticks(pid: i32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let (_, fields) = stat.rsplit_once(") ").unwrap();
     let fields = fields.split(' ').skip(11).take(2);
@@ -245,7 +246,7 @@ async fn a_daemon_out_of_descriptors_logs_it_does_not_spin_and_recovers() {
     let pid = daemon.pid();
     let cri = daemon.cri();
     // Connected from here on.
-    cri.wait_ready(Duration::from_secs(5)).await.unwrap();
+    cri.wait_ready(TIMEOUT).await.unwrap();
     let open = std::fs::read_dir(format!("/proc/{pid}/fd"))
         .unwrap()
         .count() as u64;
@@ -265,7 +266,7 @@ async fn a_daemon_out_of_descriptors_logs_it_does_not_spin_and_recovers() {
     refused(run, Code::ResourceExhausted, &["Too many open files"]);
     drop(held);
     // Nobody has to help: a new client is served.
-    let ready = daemon.cri().wait_ready(Duration::from_secs(5)).await;
+    let ready = daemon.cri().wait_ready(TIMEOUT).await;
     ready.unwrap();
     prlimit(process, Resource::Nofile, before).unwrap();
     let records = daemon.scratch().dir().join("root/pods");
@@ -319,7 +320,7 @@ async fn what_a_container_writes_to_its_pods_files_is_its_own_and_is_counted() {
         container_id: id.clone(),
     };
     let mut counted = 0;
-    for _ in 0..50 {
+    for _ in 0..600 {
         let mut runtime = pod.cri.runtime.clone();
         let stats = runtime.container_stats(request.clone()).await.unwrap();
         let layer = stats.into_inner().stats.unwrap().writable_layer.unwrap();

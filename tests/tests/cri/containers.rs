@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use coracle_proto::runtime::v1 as cri;
-use coracle_tests::client::container;
+use coracle_tests::client::{TIMEOUT, container};
 use cri::ContainerState::{ContainerCreated, ContainerExited, ContainerRunning};
 use tonic::Code;
 
-use crate::site::{Pod, daemon, failing_daemon, refused, tool};
+use crate::site::{Pod, daemon, ended_soon, failing_daemon, refused, tool};
 
 #[tokio::test]
 async fn a_container_goes_through_its_states_with_its_times() {
@@ -120,7 +120,7 @@ async fn stop_ends_by_signal_within_the_grace_and_by_kill_without_one() {
             .start(&container(&format!("term-{verb}"), tool(), &[verb]))
             .await;
         tokio::time::sleep(Duration::from_millis(50)).await;
-        pod.cri.stop(&id, 10).await.unwrap();
+        pod.cri.stop(&id, 100).await.unwrap();
         let status = pod.cri.status(&id).await.unwrap();
         assert_eq!(
             (status.state(), status.exit_code),
@@ -128,11 +128,7 @@ async fn stop_ends_by_signal_within_the_grace_and_by_kill_without_one() {
             "{verb}"
         );
         assert_eq!(status.reason, "Error");
-        assert!(
-            begun.elapsed() < Duration::from_secs(3),
-            "{verb} took {:?}",
-            begun.elapsed()
-        );
+        ended_soon(begun);
 
         let id = pod
             .start(&container(&format!("kill-{verb}"), tool(), &[verb]))
@@ -234,15 +230,11 @@ async fn a_later_stop_may_shorten_the_grace() {
     // The signal is lost, so only the end of the grace period can end the guest.
     daemon.plan("stop.signal error\n").unwrap();
     let (cri, slow) = (pod.cri.clone(), id.clone());
-    let long = tokio::spawn(async move { cri.stop(&slow, 60).await });
+    let long = tokio::spawn(async move { cri.stop(&slow, 100).await });
     tokio::time::sleep(Duration::from_millis(100)).await;
     let begun = Instant::now();
     pod.cri.stop(&id, 1).await.unwrap();
-    assert!(
-        begun.elapsed() < Duration::from_secs(4),
-        "{:?}",
-        begun.elapsed()
-    );
+    ended_soon(begun);
     let _ = long.await.unwrap();
     assert_eq!(pod.cri.status(&id).await.unwrap().state(), ContainerExited);
     daemon.plan("").unwrap();
@@ -315,7 +307,7 @@ async fn each_change_is_an_event_in_order() {
     pod.cri.remove_pod(&pod.id).await.unwrap();
     let (mut of_container, mut of_pod) = (Vec::new(), Vec::new());
     while of_pod.last() != Some(&ContainerDeletedEvent) {
-        let event = tokio::time::timeout(Duration::from_secs(5), events.message()).await;
+        let event = tokio::time::timeout(TIMEOUT, events.message()).await;
         let event = event.unwrap().unwrap().unwrap();
         assert!(event.created_at > 0);
         assert_eq!(event.pod_sandbox_status.as_ref().unwrap().id, pod.id);

@@ -7,8 +7,10 @@ use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client::container;
 use coracle_tests::daemon::Daemon;
 use coracle_tests::guests;
+use coracle_tests::procs::Role;
 use coracle_tests::push::{Image, Packing, file};
 
+use crate::bounds::ticks;
 use crate::functions::start;
 use crate::site::{Pod, daemon, eventually, images};
 
@@ -207,6 +209,13 @@ async fn a_trap_without_room_for_its_dump_is_still_a_trap() {
     daemon.finish().await.unwrap();
 }
 
+/// Waits until the one guest has computed for half a second.
+async fn spins(daemon: &Daemon) {
+    let guest = daemon.processes(Role::Guest).pop().unwrap().pid;
+    let before = ticks(guest);
+    eventually("the guest spins", || ticks(guest) >= before + 50).await;
+}
+
 #[tokio::test]
 async fn a_profile_counts_the_stacks_of_a_program() {
     let daemon = daemon().await;
@@ -229,8 +238,8 @@ async fn a_profile_counts_the_stacks_of_a_program() {
     let endless = module(2, "(call $spin (i64.const 0))");
     let config = with_place(&daemon, "endless", &endless, &place).await;
     let id = pod.start(&config).await;
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-    pod.cri.stop(&id, 5).await.unwrap();
+    spins(&daemon).await;
+    pod.cri.stop(&id, 60).await.unwrap();
     assert_eq!(pod.cri.status(&id).await.unwrap().exit_code, 143);
     assert!(place.join("profile-1.folded").exists());
     daemon.finish().await.unwrap();
@@ -267,9 +276,9 @@ async fn a_function_leaves_core_dumps_and_a_profile_and_serves_on() {
     let bytes = fs::read(place.join("core-7.wasm")).unwrap();
     assert!(bytes.starts_with(b"\0asm") && has(&bytes, b"\x09corestack"));
     assert_eq!(function.get("/hello").0, 200);
-    let spinning = function.begin("/spin");
-    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-    function.pod.cri.stop(&function.id, 5).await.unwrap();
+    let spinning = function.under_way(&daemon, "/spin").await;
+    spins(&daemon).await;
+    function.pod.cri.stop(&function.id, 10).await.unwrap();
     spinning.answer();
     let text = fs::read_to_string(place.join("profile-0.folded")).unwrap();
     assert!(text.contains("handle"), "{text}");

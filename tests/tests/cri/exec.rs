@@ -9,7 +9,7 @@ use coracle_tests::procs;
 use tonic::{Code, Status};
 
 use crate::linux::shell;
-use crate::site::{self, Pod, eventually, refused, tool};
+use crate::site::{self, Pod, ended_soon, eventually, refused, tool};
 
 /// ExecSync's reply with its streams as text.
 #[derive(Debug)]
@@ -101,11 +101,7 @@ async fn a_program_out_of_time_dies_with_all_it_started_and_nothing_else() {
     let script = "(sleep 1002 & exec sleep 1003) & setsid sleep 1004 & sleep 1005";
     let late = exec(&pod, &id, &["/bin/sh", "-c", script], 1).await;
     refused(late, Code::DeadlineExceeded, &["1s", &id]);
-    assert!(
-        begun.elapsed() < Duration::from_secs(20),
-        "{:?}",
-        begun.elapsed()
-    );
+    ended_soon(begun);
     // The call has returned, so they are gone, not going.
     let left = exec(&pod, &id, &["ps"], 10).await.unwrap();
     let sleeps = |seconds: &str| left.out.contains(&format!("sleep {seconds}"));
@@ -128,15 +124,11 @@ async fn a_grandchild_that_holds_the_pipe_does_not_hold_the_call() {
     let pod = Pod::run(&daemon, "exec-held").await;
     let id = pod.start(&shell::sh("main", "sleep 1000")).await;
     let begun = Instant::now();
-    let output = exec(&pod, &id, &["/bin/sh", "-c", "sleep 1006 & echo done"], 30)
+    let output = exec(&pod, &id, &["/bin/sh", "-c", "sleep 1006 & echo done"], 100)
         .await
         .unwrap();
     assert_eq!((output.out.as_str(), output.code), ("done\n", 0));
-    assert!(
-        begun.elapsed() < Duration::from_secs(3),
-        "{:?}",
-        begun.elapsed()
-    );
+    ended_soon(begun);
     // As everywhere, what it left in the background stays until its container ends.
     let left = exec(&pod, &id, &["ps"], 10).await.unwrap();
     assert!(left.out.contains("sleep 1006"), "{}", left.out);
@@ -274,7 +266,7 @@ async fn under_coracle_strict_an_exec_has_an_address_space_layout_of_its_own() {
     let others = procs::of_scratch(daemon.scratch());
     let others: Vec<_> = others.iter().filter_map(|p| code_base(p.pid)).collect();
     assert!(others.len() >= 3, "daemon, spawner, keeper: {others:?}");
-    let running = exec(&pod, &id, &["tool", "sleep", "30"], 6);
+    let running = exec(&pod, &id, &["tool", "sleep"], 100);
     // Until it has executed itself again it looks like its keeper.
     let found = eventually("an exec whose layout no other process has", || {
         let processes = procs::of_scratch(daemon.scratch());
@@ -282,8 +274,10 @@ async fn under_coracle_strict_an_exec_has_an_address_space_layout_of_its_own() {
         exec.and_then(|process| code_base(process.pid))
             .is_some_and(|base| !others.contains(&base))
     });
-    let (late, ()) = tokio::join!(running, found);
-    refused(late, Code::DeadlineExceeded, &["6s"]);
+    tokio::select! {
+        ended = running => panic!("it has ended: {ended:?}"),
+        () = found => {}
+    }
     daemon.finish().await.unwrap();
 }
 

@@ -21,11 +21,11 @@ use coracle_tests::daemon::{Daemon, Options};
 use coracle_tests::guests;
 use coracle_tests::push::{Image, Packing, file};
 
-use crate::site::{Pod, daemon_with, images};
+use crate::site::{Pod, daemon_with, eventually, images};
 use crate::sockets::ip;
 
 /// How long a client waits.
-const PATIENCE: &str = "20";
+const PATIENCE: &str = "60";
 
 /// A daemon with further tables in its configuration that has pulled the component of `function.c`; the image's
 /// reference.
@@ -99,13 +99,8 @@ pub async fn start(pod: Pod, container: &cri::ContainerConfig, port: u16) -> Fun
     let id = pod.start(container).await;
     let at = SocketAddr::new(ip(&pod).await, port);
     // Its listener stands a moment after its start: it has instantiated the component once by then.
-    for _ in 0..4_000 {
-        if TcpStream::connect(at).is_ok() {
-            return Function { pod, id, at };
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("nothing ever listened at {at}");
+    eventually("the function listens", || TcpStream::connect(at).is_ok()).await;
+    Function { pod, id, at }
 }
 
 impl Function {
@@ -118,9 +113,22 @@ impl Function {
         curl(&[&self.url(path)])
     }
 
-    /// A GET that is under way.
+    /// A GET of which the guest has not heard yet.
     pub fn begin(&self, path: &str) -> Asked {
         Asked(spawn(&[&self.url(path)]))
+    }
+
+    /// A GET that the guest works on: its path is one of those that say so.
+    pub async fn under_way(&self, daemon: &Daemon, path: &str) -> Asked {
+        let begun = || {
+            let said = daemon.output(self.name(), "function", "stdout").unwrap();
+            let says = |line: &&str| ["sleeping", "spinning"].contains(line);
+            said.lines().filter(says).count()
+        };
+        let before = begun();
+        let asked = self.begin(path);
+        eventually("the guest has the request", || begun() > before).await;
+        asked
     }
 
     pub fn name(&self) -> &str {
@@ -132,6 +140,10 @@ impl Function {
 pub struct Asked(Child);
 
 impl Asked {
+    pub fn is_waiting(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
+    }
+
     pub fn answer(self) -> (u16, String) {
         answer(self.0)
     }

@@ -9,6 +9,7 @@ use coracle_tests::client::container;
 use coracle_tests::daemon::{self, Daemon};
 use coracle_tests::guests;
 use coracle_tests::push::{Image, Packing, archive, file};
+use coracle_tests::registry::ClosedPort;
 use serde_json::Value;
 
 use crate::site::{Pod, daemon, images, tool};
@@ -265,10 +266,8 @@ async fn a_module_is_packed_pushed_imported_and_run_without_docker() {
         refused.contains("text.wasm") && !dir.join("no.tar").exists(),
         "{refused}"
     );
-    let gone = format!(
-        "127.0.0.1:{}/a:v1",
-        coracle_tests::registry::free_port().unwrap()
-    );
+    let nobody = ClosedPort::take().unwrap();
+    let gone = format!("{}/a:v1", nobody.host());
     assert!(fails(&pack(&[&tool, "-t", &gone, "--push"])).contains(&gone));
     fs::remove_dir_all(&dir).unwrap();
     daemon.finish().await.unwrap();

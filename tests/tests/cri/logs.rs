@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use coracle_proto::runtime::v1 as cri;
-use coracle_tests::client::container;
+use coracle_tests::client::{TIMEOUT, container};
 use coracle_tests::fuse::StallingDir;
 use coracle_tests::log;
 use tonic::Code;
 
-use crate::site::{Pod, daemon, eventually, refused, tool};
+use crate::site::{Pod, daemon, ended_soon, eventually, refused, tool};
 
 #[tokio::test]
 async fn long_lines_are_split_streams_are_marked_and_no_byte_is_lost() {
@@ -83,7 +83,8 @@ async fn a_program_that_has_closed_its_output_has_its_log_rotated() {
 async fn reopening_loses_and_repeats_nothing() {
     let daemon = daemon().await;
     let pod = Pod::run(&daemon, "rotate").await;
-    let id = pod.tool(&["count", "300", "1"]).await;
+    // Several seconds: it still runs when its log was reopened for the last time.
+    let id = pod.tool(&["count", "5000", "1"]).await;
     let path = daemon.container_log("rotate", "count");
     pod.wait_log(&daemon, "count", "line 000010").await;
     let mut parts = Vec::new();
@@ -101,7 +102,7 @@ async fn reopening_loses_and_repeats_nothing() {
         .iter()
         .map(|part| log::text(&log::read(part).unwrap(), "stdout"))
         .collect();
-    let want: String = (0..300).map(|i| format!("line {i:06}\n")).collect();
+    let want: String = (0..5000).map(|i| format!("line {i:06}\n")).collect();
     assert_eq!(all, want);
 
     // Not running: refused, and no file appears.
@@ -159,11 +160,7 @@ async fn a_log_on_a_stalled_disk_delays_nobody_and_the_stop_keeps_its_deadline()
         .finish(&daemon, &container("count", tool(), &["count", "100", "0"]))
         .await;
     assert_eq!((status.exit_code, text.lines().count()), (0, 100));
-    assert!(
-        begun.elapsed() < Duration::from_secs(2),
-        "another pod took {:?}",
-        begun.elapsed()
-    );
+    ended_soon(begun);
     // Nor do lists and status of the stuck one.
     let begun = Instant::now();
     assert_eq!(
@@ -171,16 +168,12 @@ async fn a_log_on_a_stalled_disk_delays_nobody_and_the_stop_keeps_its_deadline()
         cri::ContainerState::ContainerRunning
     );
     assert_eq!(stuck.cri.list(None).await.unwrap().len(), 3);
-    assert!(begun.elapsed() < Duration::from_millis(500));
+    ended_soon(begun);
 
     for (id, grace) in [(chatty, 1), (sibling, 1)] {
         let begun = Instant::now();
         stuck.cri.stop(&id, grace).await.unwrap();
-        assert!(
-            begun.elapsed() < Duration::from_secs(4),
-            "stop took {:?}",
-            begun.elapsed()
-        );
+        ended_soon(begun);
         assert_eq!(
             stuck.cri.status(&id).await.unwrap().state(),
             cri::ContainerState::ContainerExited
@@ -192,11 +185,7 @@ async fn a_log_on_a_stalled_disk_delays_nobody_and_the_stop_keeps_its_deadline()
     if let Err(refusal) = stuck.cri.stop_pod(&stuck.id).await {
         assert_eq!(refusal.code(), Code::DeadlineExceeded, "{refusal}");
     }
-    assert!(
-        begun.elapsed() < Duration::from_secs(15),
-        "stopping the pod took {:?}",
-        begun.elapsed()
-    );
+    assert!(begun.elapsed() < TIMEOUT, "{:?}", begun.elapsed());
     drop(stalling);
     stuck.cri.stop_pod(&stuck.id).await.unwrap();
     daemon.finish().await.unwrap();

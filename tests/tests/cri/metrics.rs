@@ -54,7 +54,7 @@ pub fn address(daemon: &Daemon) -> String {
 pub fn exchange(daemon: &Daemon, request: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address(daemon)).unwrap();
     stream
-        .set_read_timeout(Some(Duration::from_secs(30)))
+        .set_read_timeout(Some(Duration::from_secs(60)))
         .unwrap();
     write!(stream, "{request}\r\n\r\n").unwrap();
     let mut answer = String::new();
@@ -224,12 +224,18 @@ async fn a_scrape_shows_what_both_kinds_of_containers_use() {
             &["container=\"burn\""],
         )
     };
-    let first = scrape(&daemon, "/metrics/cadvisor");
-    assert_eq!(
-        burnt(&first),
-        burnt(&scrape(&daemon, "/metrics/cadvisor")),
-        "shared for a second"
-    );
+    // Shared for a second, in which a slow machine does not ask twice.
+    let first = loop {
+        let begun = Instant::now();
+        let first = scrape(&daemon, "/metrics/cadvisor");
+        if burnt(&first) == burnt(&scrape(&daemon, "/metrics/cadvisor")) {
+            break first;
+        }
+        assert!(
+            begun.elapsed() >= Duration::from_secs(1),
+            "it is not shared"
+        );
+    };
     tokio::time::sleep(Duration::from_millis(1500)).await;
     let text = scrape(&daemon, "/metrics/cadvisor");
     let more = burnt(&text) - burnt(&first);
@@ -290,7 +296,7 @@ async fn wakes_of_functions_are_counted_and_timed_also_over_a_restart() {
         let (wakes, seconds) = counted(&scrape(&daemon, "/metrics/cadvisor"));
         assert_eq!(wakes, round as f64);
         assert!(
-            seconds > 0.0005 * wakes && seconds < took + 5.0,
+            seconds > 0.0005 * wakes && seconds < took + 60.0,
             "{seconds} {took}"
         );
     }

@@ -12,7 +12,7 @@ use coracle_tests::daemon::{Daemon, Options};
 use coracle_tests::faulty_registry::{Fault, FaultyRegistry};
 use coracle_tests::guests;
 use coracle_tests::push::{Image, Packing, file};
-use coracle_tests::registry::free_port;
+use coracle_tests::registry::ClosedPort;
 use tonic::Code;
 
 use crate::site::{images, refused};
@@ -66,8 +66,8 @@ fn small(salt: &str) -> Image {
 }
 
 /// A port on which nobody listens.
-fn nobody() -> String {
-    format!("127.0.0.1:{}", free_port().unwrap())
+fn nobody() -> ClosedPort {
+    ClosedPort::take().unwrap()
 }
 
 #[tokio::test]
@@ -75,10 +75,11 @@ async fn the_first_mirror_that_works_serves_and_the_image_keeps_its_name() {
     let site = Site::new("order").await;
     let serves = FaultyRegistry::start(small("order"), Fault::None).unwrap();
     let unasked = FaultyRegistry::start(small("order"), Fault::None).unwrap();
+    let down = nobody();
     site.route(
         "mirrored.invalid",
-        &[&nobody(), serves.host(), unasked.host()],
-        &nobody(),
+        &[down.host(), serves.host(), unasked.host()],
+        down.host(),
     );
     let cri = site.daemon.cri();
     let id = cri.pull("mirrored.invalid/app:v1").await.unwrap();
@@ -100,9 +101,10 @@ async fn a_file_counts_from_the_next_pull_on() {
     let image = small("reload");
     let serves = FaultyRegistry::start(image, Fault::None).unwrap();
     let cri = site.daemon.cri();
-    site.route("changing.invalid", &[], &nobody());
+    let down = nobody();
+    site.route("changing.invalid", &[], down.host());
     cri.pull("changing.invalid/app:v1").await.unwrap_err();
-    site.route("changing.invalid", &[serves.host()], &nobody());
+    site.route("changing.invalid", &[serves.host()], down.host());
     cri.pull("changing.invalid/app:v1").await.unwrap();
     site.finish().await;
 }
@@ -136,13 +138,17 @@ async fn mirrors_that_have_nothing_or_send_rubbish_are_left_for_the_server() {
 async fn a_failure_names_every_host() {
     let site = Site::new("all").await;
     let (one, two) = (nobody(), nobody());
-    site.route("gone.invalid", &[&one, images().registry.host()], &two);
+    let mirrors = [one.host(), images().registry.host()];
+    site.route("gone.invalid", &mirrors, two.host());
     let pull = site
         .daemon
         .cri()
         .pull("gone.invalid/nobody-pushed-this:v1")
         .await;
-    let (first, last) = (format!("http://{one} "), format!("http://{two} "));
+    let (first, last) = (
+        format!("http://{} ", one.host()),
+        format!("http://{} ", two.host()),
+    );
     let middle = format!("http://{} has no manifest", images().registry.host());
     refused(
         pull,

@@ -4,8 +4,9 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use coracle_tests::client::TIMEOUT;
 use coracle_tests::daemon::Daemon;
 use coracle_tests::procs::{self, Role};
 use tokio::sync::Mutex;
@@ -58,14 +59,17 @@ async fn run(daemon: &Daemon, config: &PathBuf) -> (bool, String) {
         .spawn()
         .unwrap();
     let output = || fs::read_to_string(&log).unwrap();
-    for _ in 0..2000 {
+    let end = Instant::now() + TIMEOUT;
+    loop {
         if let Some(status) = child.try_wait().unwrap() {
             assert!(!status.success());
             return (false, output());
         }
-        if output().contains("ready") {
+        // Not a word that contains it, as in a refusal.
+        if output().contains(" ready socket=") {
             break;
         }
+        assert!(Instant::now() < end, "it neither serves nor ends");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     procs::signal(child.id().cast_signed(), rustix::process::Signal::TERM);

@@ -5,7 +5,7 @@
 mod egress;
 mod families;
 mod forged;
-mod outside;
+pub mod outside;
 mod ports;
 mod sctp;
 

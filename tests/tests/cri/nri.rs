@@ -15,10 +15,15 @@ use crate::site::{Pod, daemon_with, refused, tool};
 use coracle_tests::client::container;
 use plugin::Plugin;
 
-/// Options of a daemon to which plugins can connect.
+/// Options of a daemon to which plugins can connect, and whose plugins may be slow.
 fn plugins() -> coracle_tests::daemon::Options {
+    plugins_with("request_timeout_s = 60\nregistration_timeout_s = 60\n")
+}
+
+/// The same with other settings.
+fn plugins_with(settings: &str) -> coracle_tests::daemon::Options {
     coracle_tests::daemon::Options {
-        config: "[metrics]\naddress = \"127.0.0.1:0\"\n[nri]\nenabled = true\n".to_owned(),
+        config: format!("[metrics]\naddress = \"127.0.0.1:0\"\n[nri]\nenabled = true\n{settings}"),
         ..Default::default()
     }
 }
@@ -221,11 +226,8 @@ async fn a_pod_or_start_that_a_plugin_refuses_leaves_nothing_and_can_be_tried_ag
 
 #[tokio::test]
 async fn nothing_is_created_without_a_plugin_that_the_operator_requires() {
-    let options = coracle_tests::daemon::Options {
-        config: "[nri]\nenabled = true\nrequired_plugins = [\"guard\"]\n".to_owned(),
-        ..Default::default()
-    };
-    let daemon = daemon_with(options).await;
+    let settings = "required_plugins = [\"guard\"]\nrequest_timeout_s = 5\n";
+    let daemon = daemon_with(plugins_with(settings)).await;
     let pod = Pod::run(&daemon, "required").await;
     let config = container("c", tool(), &["sleep"]);
     let words = ["guard", "nri.required_plugins"];

@@ -3,10 +3,10 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use coracle_proto::runtime::v1 as cri;
-use coracle_tests::client::container;
+use coracle_tests::client::{TIMEOUT, container};
 use coracle_tests::daemon::Daemon;
 
 use crate::admin::said;
@@ -86,9 +86,7 @@ async fn many_readers_share_one_page() {
     let mut pages = Vec::new();
     for _ in 0..50 {
         let mut stream = TcpStream::connect(&at).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(10)))
-            .unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         write!(stream, "GET / HTTP/1.0\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use coracle_proto::runtime::v1 as cri;
+use coracle_tests::client::TIMEOUT;
 use coracle_tests::daemon::Daemon;
 use coracle_tests::leaks;
 use tonic::Code;
@@ -226,7 +227,7 @@ async fn each_pod_has_an_address_of_its_own_that_answers() {
         let ip: IpAddr = network.ip.parse().unwrap();
         assert!(seen.insert(ip), "{ip} was given out twice");
         // Nobody listens: the pod's own kernel says so at once, which only happens when the packet gets there.
-        let connected = TcpStream::connect_timeout(&SocketAddr::new(ip, 9), Duration::from_secs(2));
+        let connected = TcpStream::connect_timeout(&SocketAddr::new(ip, 9), TIMEOUT);
         assert_eq!(
             connected.unwrap_err().kind(),
             std::io::ErrorKind::ConnectionRefused
@@ -291,7 +292,7 @@ async fn concurrent_requests_for_the_same_pod_create_it_once() {
 async fn a_retry_after_a_client_timeout_gets_the_late_result() {
     let daemon = failing_daemon().await;
     daemon
-        .plan("run.network delay:800\ncreate.rootfs delay:800\n")
+        .plan("run.network delay:3000\ncreate.rootfs delay:3000\n")
         .unwrap();
     let cri = daemon.cri();
     let config = daemon.pod("late");

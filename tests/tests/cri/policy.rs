@@ -162,9 +162,13 @@ async fn a_linux_pod_is_held_to_the_operators_list_without_asking_for_one() {
     let daemon = shell::daemon_with(options).await;
     let target = Pod::run(&daemon, "target").await;
     let at = ip(&target).await;
-    let mut web = sh("web", "httpd -p 80; httpd -p 81; sleep 1000");
+    let mut web = sh(
+        "web",
+        "httpd -p 80; httpd -p 81; echo ready; exec sleep 1000",
+    );
     security(&mut web).run_as_user = Some(cri::Int64Value { value: 0 });
     target.start(&web).await;
+    target.wait_log(&daemon, "web", "ready").await;
     let held = Pod::run_config(&daemon, config(&daemon, "held", "held", None)).await;
     let free = Pod::run(&daemon, "free").await;
     for (pod, expected) in [
@@ -172,8 +176,7 @@ async fn a_linux_pod_is_held_to_the_operators_list_without_asking_for_one() {
         (&held, ["80 shut", "81 open"]),
     ] {
         let script = format!(
-            "for port in 80 81; do is=shut; for try in 1 2 3 4 5; do nc -w 2 {at} $port </dev/null && is=open && break; \
-             sleep 0.2; done; echo $port $is; done"
+            "for port in 80 81; do is=shut; nc -w 20 {at} $port </dev/null && is=open; echo $port $is; done"
         );
         let mut client = sh(&fresh("c"), &script);
         security(&mut client).capabilities = Some(cri::Capability {

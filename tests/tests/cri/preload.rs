@@ -142,7 +142,7 @@ async fn sigterm_ends_a_daemon_that_imports_an_archive() {
     kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
     assert!(child.wait().unwrap().success());
     let took = began.elapsed();
-    assert!(took < Duration::from_secs(60), "{took:?}");
+    assert!(took < Duration::from_secs(100), "{took:?}");
 }
 
 fn zstd(bytes: &[u8]) -> Vec<u8> {

@@ -5,7 +5,6 @@
 //! the document asks for.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -86,8 +85,7 @@ fn install_command(daemon: &Daemon, directory: &Path) -> PathBuf {
         socket.display()
     );
     let command = programs.join("coracle");
-    fs::write(&command, text).unwrap();
-    fs::set_permissions(&command, fs::Permissions::from_mode(0o755)).unwrap();
+    tools::install(&command, text.as_bytes()).unwrap();
     programs
 }
 

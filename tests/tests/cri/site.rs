@@ -3,7 +3,7 @@
 
 use std::fmt::Debug;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client::{self, Cri};
@@ -12,6 +12,10 @@ use coracle_tests::guests;
 use coracle_tests::push::{Image, Packing, Pushed, file};
 use coracle_tests::registry::Registry;
 use tonic::{Code, Status};
+
+/// More than anything takes that waits for nobody, on a machine whose processors have other things to do, too; less than
+/// whatever the tests have it not wait for.
+pub const SOON: Duration = Duration::from_secs(30);
 
 /// The registry of this test process and what is in it.
 pub struct Images {
@@ -161,13 +165,18 @@ pub fn refused<T: Debug>(result: Result<T, Status>, code: Code, words: &[&str]) 
     }
 }
 
-/// Runs `check` every few milliseconds until it says yes; panics with `what` after ten seconds.
+/// Runs `check` every few milliseconds until it says yes; panics with `what` after a minute.
 pub async fn eventually(what: &str, mut check: impl FnMut() -> bool) {
-    for _ in 0..2000 {
-        if check() {
-            return;
-        }
+    let end = Instant::now() + client::TIMEOUT;
+    while !check() {
+        assert!(Instant::now() < end, "never happened: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    panic!("never happened: {what}");
+}
+
+/// Holds what began then to having waited for nobody.
+#[track_caller]
+pub fn ended_soon(begun: Instant) {
+    let took = begun.elapsed();
+    assert!(took < SOON, "it took {took:?}");
 }

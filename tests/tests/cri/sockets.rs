@@ -7,7 +7,7 @@ mod wasi_p3;
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client::container;
@@ -17,7 +17,7 @@ use coracle_tests::nameserver::{Answer, NameServer};
 use coracle_tests::procs::Role;
 use coracle_tests::push::{File, Image, Packing, file};
 
-use crate::site::{Pod, daemon_with, images};
+use crate::site::{Pod, daemon_with, ended_soon, images};
 
 /// The names of tests that lead to another pod.
 const INTERNAL: &str =
@@ -157,12 +157,8 @@ async fn components_serve_and_reach_each_other_in_their_pods_networks() {
     );
     // A server that waits for somebody is stopped at once.
     let begun = Instant::now();
-    one.cri.stop(&web, 10).await.unwrap();
-    assert!(
-        begun.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        begun.elapsed()
-    );
+    one.cri.stop(&web, 100).await.unwrap();
+    ended_soon(begun);
     assert_eq!(one.cri.status(&web).await.unwrap().exit_code, 143);
     daemon.finish().await.unwrap();
 }
@@ -177,7 +173,7 @@ async fn with_nameserver(
     config.dns_config = Some(cri::DnsConfig {
         servers: vec!["127.0.0.1".into()],
         searches: vec!["test.svc.cluster.local".into(), "cluster.local".into()],
-        options: vec!["ndots:2".into(), "timeout:1".into(), "attempts:1".into()],
+        options: vec!["ndots:2".into(), "timeout:5".into(), "attempts:1".into()],
     });
     let pod = pod_with(daemon, config, handler).await;
     let holder = server(daemon, &pod, image, &["tcp-serve", "8088", "127.0.0.1"]).await;

@@ -15,7 +15,7 @@ use coracle_tests::scratch::Scratch;
 use tonic::Request;
 
 use crate::metrics::{scrape, value};
-use crate::site::{daemon_with, eventually, images, tool};
+use crate::site::{daemon_with, ended_soon, eventually, images, tool};
 
 /// The trace of the kubelet, and its span.
 const TRACE: u128 = 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736;
@@ -99,11 +99,6 @@ async fn one_trace_leads_from_the_kubelets_call_to_the_containers_process() {
         of.iter().any(|span| span.name == last)
     })
     .await;
-    // What the driver does ends beside the call, and may be in the next message.
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
-    let spans = collector.spans(TRACE);
-    assert_eq!(collector.count(), spans.len(), "others are not recorded");
-    let names: BTreeSet<&str> = spans.iter().map(|span| span.name.as_str()).collect();
     let wanted = BTreeSet::from([
         "runtime.v1.ImageService/PullImage",
         "image.pull",
@@ -123,6 +118,17 @@ async fn one_trace_leads_from_the_kubelets_call_to_the_containers_process() {
         "container.prepare",
         "container.spawn",
     ]);
+    // What the driver does ends beside the call, and may be in the next message.
+    eventually("all kinds of spans", || {
+        let spans = collector.spans(TRACE);
+        let names: BTreeSet<&str> = spans.iter().map(|span| span.name.as_str()).collect();
+        names.is_superset(&wanted)
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let spans = collector.spans(TRACE);
+    assert_eq!(collector.count(), spans.len(), "others are not recorded");
+    let names: BTreeSet<&str> = spans.iter().map(|span| span.name.as_str()).collect();
     assert_eq!(names, wanted);
     assert_connected(&spans);
     let run = named(&spans, "runtime.v1.RuntimeService/RunPodSandbox");
@@ -229,13 +235,13 @@ async fn a_collector_that_is_away_silent_or_lies_changes_nothing() {
         let daemon = traced(&endpoint, "").await;
         let began = Instant::now();
         start_pod(&daemon, tool(), TRACE, 1).await;
-        assert!(began.elapsed() < Duration::from_secs(8), "{endpoint}");
+        ended_soon(began);
         let label = format!("reason=\"{reason}\"");
         let dropped = || {
             let text = scrape(&daemon, "/metrics");
             value(&text, "coracle_traces_dropped_total", &[&label])
         };
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + client::TIMEOUT;
         while dropped() < 10.0 {
             assert!(Instant::now() < end, "{endpoint}: nothing was dropped");
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -294,7 +300,7 @@ async fn a_collector_is_trusted_by_its_certificate_only() {
             false => &["reason=\"collector\""],
         };
         let counted = || value(&scrape(&daemon, "/metrics"), name, labels);
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + client::TIMEOUT;
         while counted() < 10.0 {
             assert!(Instant::now() < end, "{name} at {port}");
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -316,8 +322,15 @@ async fn spans_that_a_hanging_collector_does_not_take_are_bounded() {
         cri.runtime.version(request).await.unwrap();
     }
     let text = scrape(&daemon, "/metrics");
-    let full = value(&text, "coracle_traces_dropped_total", &["reason=\"queue\""]);
-    // One message is under way, and one queue is full.
-    assert!((400.0..=952.0).contains(&full), "{full}");
+    let dropped = |reason: &str| {
+        let label = format!("reason=\"{reason}\"");
+        value(&text, "coracle_traces_dropped_total", &[&label])
+    };
+    // One message is under way, and one queue is full; on a slow machine the first message is given up already.
+    let (full, given_up) = (dropped("queue"), dropped("collector"));
+    assert!(
+        full <= 952.0 && full + given_up >= 400.0,
+        "{full} {given_up}"
+    );
     daemon.finish().await.unwrap();
 }

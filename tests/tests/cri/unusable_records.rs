@@ -105,7 +105,7 @@ fn pids(daemon: &Daemon, role: Role) -> Vec<i32> {
 }
 
 async fn wait_for(what: &str, check: impl AsyncFn() -> bool) {
-    for _ in 0..600 {
+    for _ in 0..3000 {
         if check().await {
             return;
         }
@@ -299,7 +299,7 @@ pub(crate) fn reboot(daemon: &mut Daemon) {
     for process in procs::of_scratch(daemon.scratch()) {
         procs::kill(process.pid);
     }
-    for _ in 0..1000 {
+    for _ in 0..6000 {
         if !has_processes(daemon) {
             break;
         }

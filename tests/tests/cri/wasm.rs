@@ -9,7 +9,7 @@ use coracle_tests::guests;
 use coracle_tests::procs::Role;
 use coracle_tests::push::{Image, Packing, file, push_index};
 
-use crate::site::{Pod, daemon, images, tool};
+use crate::site::{Pod, daemon, ended_soon, images, tool};
 
 #[tokio::test]
 async fn modules_and_components_run_side_by_side_in_one_pod() {
@@ -103,8 +103,8 @@ async fn a_component_that_waits_for_input_is_stopped_at_once() {
     let id = pod.start(&config).await;
     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     let begun = std::time::Instant::now();
-    pod.cri.stop(&id, 10).await.unwrap();
-    assert!(begun.elapsed() < std::time::Duration::from_secs(2));
+    pod.cri.stop(&id, 100).await.unwrap();
+    ended_soon(begun);
     assert_eq!(pod.cri.status(&id).await.unwrap().exit_code, 143);
     daemon.finish().await.unwrap();
 }
@@ -257,7 +257,6 @@ async fn idle_guests_and_keepers_do_not_wake() {
     let pod = Pod::run(&daemon, "idle").await;
     pod.tool(&["sleep"]).await;
     pod.wait_log(&daemon, "sleep", "sleeping").await;
-    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
     let watched = || {
         let roles = [Role::Keeper, Role::Guest, Role::Spawner];
         let pids = roles
@@ -267,13 +266,21 @@ async fn idle_guests_and_keepers_do_not_wake() {
         pids.map(|pid| (pid, switches(pid)))
             .collect::<BTreeMap<_, _>>()
     };
-    let before = watched();
-    assert!(before.len() >= 3, "{before:?}");
-    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
-    for (pid, after) in watched() {
-        let woke = wakes(&before[&pid], &after);
-        assert!(woke <= 2, "process {pid} woke {woke} times in two seconds");
+    // What wakes by itself wakes in all of these times; what a start leaves to do, in the first of them.
+    let mut busy = Vec::new();
+    for _ in 0..15 {
+        let before = watched();
+        assert!(before.len() >= 3, "{before:?}");
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        let woken = watched()
+            .into_iter()
+            .map(|(pid, after)| (pid, wakes(&before[&pid], &after)));
+        busy = woken.filter(|(_, woke)| *woke > 2).collect();
+        if busy.is_empty() {
+            break;
+        }
     }
+    assert!(busy.is_empty(), "processes woke in two seconds: {busy:?}");
     daemon.finish().await.unwrap();
 }
 

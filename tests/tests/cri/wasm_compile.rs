@@ -1,11 +1,11 @@
 //! What compiling costs and who waits for it: limits of CPU time, callers that leave and come back.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coracle_tests::client::container;
-use coracle_tests::daemon::Options;
+use coracle_tests::daemon::{Daemon, Options, failpoints_binary};
 use coracle_tests::guests;
-use coracle_tests::procs::Role;
+use coracle_tests::procs::{Process, Role};
 use coracle_tests::push::{Image, Packing, file};
 use tonic::Code;
 
@@ -36,10 +36,21 @@ fn pushed(name: &str, functions: usize) -> String {
         .reference
 }
 
+/// How many compilers there have been.
+fn compilers(daemon: &Daemon) -> usize {
+    let reached = daemon.reached();
+    reached
+        .iter()
+        .filter(|site| *site == "compile.exec")
+        .count()
+}
+
 #[tokio::test]
 async fn a_compile_out_of_cpu_time_names_the_setting_and_is_not_tried_again() {
     let options = Options {
         config: "[wasm]\ncompile_timeout_s = 1\n".to_owned(),
+        binary: Some(failpoints_binary().unwrap()),
+        failpoints: Some(String::new()),
         ..Options::default()
     };
     let daemon = daemon_with(options).await;
@@ -55,20 +66,16 @@ async fn a_compile_out_of_cpu_time_names_the_setting_and_is_not_tried_again() {
         daemon.log()
     );
     let pod = Pod::run(&daemon, "too-much").await;
+    let before = compilers(&daemon);
     for number in 0..3 {
-        let begun = Instant::now();
         let config = container(&format!("c{number}"), &pushed.reference, &[]);
         refused(
             pod.create(&config).await,
             Code::ResourceExhausted,
             &["CPU limit", "1 s of CPU", "wasm.compile_timeout_s"],
         );
-        let took = begun.elapsed();
-        assert!(
-            took < Duration::from_millis(900),
-            "compiled again: {took:?}"
-        );
     }
+    assert_eq!(compilers(&daemon), before, "it was compiled again");
     daemon.finish().await.unwrap();
 }
 
@@ -78,14 +85,9 @@ async fn who_comes_back_joins_the_compile_that_is_under_way() {
     let image = pushed("joined", 6_000);
     daemon.cri().pull(&image).await.unwrap();
     let pod = Pod::run(&daemon, "joined").await;
-    let compilers = || {
-        let reached = daemon.reached();
-        reached
-            .iter()
-            .filter(|site| *site == "compile.exec")
-            .count()
-    };
-    let before = compilers();
+    // No machine is so fast that nobody can give up.
+    daemon.plan("compile.exec delay:3000\n").unwrap();
+    let before = compilers(&daemon);
     let mut config = container("c", &image, &[]);
     config.command = vec!["/large.wasm".to_owned()];
     // Callers that give up at once, as a kubelet does after its own time.
@@ -95,7 +97,7 @@ async fn who_comes_back_joins_the_compile_that_is_under_way() {
         assert!(left.is_err(), "this compiles too fast to be given up");
     }
     let id = pod.create(&config).await.unwrap();
-    assert_eq!(compilers() - before, 1, "every try began anew");
+    assert_eq!(compilers(&daemon) - before, 1, "every try began anew");
     pod.cri.remove(&id).await.unwrap();
     daemon.finish().await.unwrap();
 }
@@ -120,14 +122,15 @@ async fn time_without_the_processor_does_not_count_and_all_processors_compile() 
     };
     // Its own thread, the one that watches the daemon, and at least as many as there are processors.
     let processors = std::thread::available_parallelism().unwrap().get();
+    let mut pid = None;
     eventually("a compiler with a thread for each processor", || {
         let compilers = daemon.processes(Role::Compiler);
-        compilers
-            .iter()
-            .any(|one| threads(one.pid) >= processors + 2)
+        let many = |one: &&Process| threads(one.pid) >= processors + 2;
+        pid = compilers.iter().find(many).map(|one| one.pid);
+        pid.is_some()
     })
     .await;
-    let pid = rustix::process::Pid::from_raw(daemon.processes(Role::Compiler)[0].pid).unwrap();
+    let pid = rustix::process::Pid::from_raw(pid.unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
     tokio::time::sleep(Duration::from_secs(10)).await;
     rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();

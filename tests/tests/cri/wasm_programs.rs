@@ -154,7 +154,7 @@ async fn sixty_mebibytes_of_randomness_come_at_once() {
         assert_eq!(seen, (0, "random\n"), "{name}: {}", status.message);
         // A system call a byte takes a minute.
         let took = begun.elapsed();
-        assert!(took < Duration::from_secs(15), "{name}: {took:?}");
+        assert!(took < Duration::from_secs(40), "{name}: {took:?}");
     }
     daemon.finish().await.unwrap();
 }

@@ -212,7 +212,7 @@ async fn a_module_that_is_too_much_to_compile_is_refused_and_costs_the_daemon_no
             Fate::Refused(text) => assert!(text.contains("compile"), "{what}: {text}"),
         }
         assert!(
-            begun.elapsed() < Duration::from_secs(40),
+            begun.elapsed() < Duration::from_secs(100),
             "{what} took {:?}",
             begun.elapsed()
         );

@@ -67,7 +67,7 @@ fn slow() -> Image {
 
 /// Waits for an unpacker whose jail is complete.
 async fn jailed(daemon: &Daemon) -> (i32, String) {
-    let end = Instant::now() + Duration::from_secs(30);
+    let end = Instant::now() + client::TIMEOUT;
     loop {
         if let Some((pid, status)) = unpacker(daemon)
             && status.contains("Seccomp:\t2")

@@ -38,6 +38,14 @@ async fn a_small_pod(daemon: &Daemon) -> Duration {
     longest
 }
 
+/// Holds a small pod that took so long beside what hung to what one takes before that and behind it: now and then this machine
+/// has other things to do.
+async fn was_not_held_up(daemon: &Daemon, before: Duration, took: Duration) {
+    let usual = before.max(a_small_pod(daemon).await);
+    let limit = usual * 3 + Duration::from_secs(2);
+    assert!(took < limit, "a small pod took {took:?}, not {limit:?}");
+}
+
 /// Waits until so many writes hang.
 async fn all_hang(stalling: &StallingDir) {
     for _ in 0..6000 {
@@ -56,7 +64,7 @@ async fn containers_that_outlive_their_kill_hold_up_nobody_else() {
     }
     let daemon = shell::daemon().await;
     let canary = Canary::plant(&daemon);
-    let limit = a_small_pod(&daemon).await * 3 + Duration::from_secs(2);
+    let before = a_small_pod(&daemon).await;
     let dead = host_dir(&daemon, "dead");
     let stalling = StallingDir::mount(&dead).unwrap();
     stalling.stall();
@@ -74,9 +82,9 @@ async fn containers_that_outlive_their_kill_hold_up_nobody_else() {
     }
     tokio::time::sleep(Duration::from_millis(300)).await;
     let took = a_small_pod(&daemon).await;
-    assert!(took < limit, "a small pod took {took:?}, not {limit:?}");
     drop(stalling);
     stops.join_all().await;
+    was_not_held_up(&daemon, before, took).await;
     canary.is_untouched(&daemon).await;
     daemon.finish().await.unwrap();
 }
@@ -87,7 +95,7 @@ async fn execs_that_outlive_their_kill_hold_up_nobody_else() {
         return; // It makes no such promise.
     }
     let daemon = shell::daemon().await;
-    let limit = a_small_pod(&daemon).await * 3 + Duration::from_secs(2);
+    let before = a_small_pod(&daemon).await;
     let dead = host_dir(&daemon, "dead");
     let stalling = StallingDir::mount(&dead).unwrap();
     stalling.stall();
@@ -100,22 +108,20 @@ async fn execs_that_outlive_their_kill_hold_up_nobody_else() {
         let request = cri::ExecSyncRequest {
             container_id: id.clone(),
             cmd: vec!["/bin/sh".into(), "-c".into(), script],
-            timeout: 20,
+            timeout: 40,
         };
         let mut runtime = pod.cri.runtime.clone();
         execs.spawn(async move { runtime.exec_sync(request).await.map(drop) });
     }
     all_hang(&stalling).await;
     // Their time ends, and they are killed, which takes seconds.
-    let end = Duration::from_millis(20_300).saturating_sub(begun.elapsed());
+    let end = Duration::from_millis(40_300).saturating_sub(begun.elapsed());
     tokio::time::sleep(end).await;
-    for _ in 0..2 {
-        let took = a_small_pod(&daemon).await;
-        assert!(took < limit, "a small pod took {took:?}, not {limit:?}");
-    }
+    let took = a_small_pod(&daemon).await.max(a_small_pod(&daemon).await);
     drop(stalling);
     for ended in execs.join_all().await {
         assert_eq!(ended.unwrap_err().code(), tonic::Code::DeadlineExceeded);
     }
+    was_not_held_up(&daemon, before, took).await;
     daemon.finish().await.unwrap();
 }

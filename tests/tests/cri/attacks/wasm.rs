@@ -186,7 +186,7 @@ async fn calls_with_absurd_arguments_harm_their_caller_alone() {
             let opened: u32 = opened.parse().unwrap();
             assert!(opened < 65_536, "it has {opened} descriptors open");
         }
-        assert!(begun.elapsed() < Duration::from_secs(30), "call {number}");
+        assert!(begun.elapsed() < Duration::from_secs(60), "call {number}");
         canary.is_untouched(&daemon).await;
     }
     let made: Vec<_> = fs::read_dir(&volume).unwrap().flatten().collect();

@@ -50,7 +50,7 @@ impl Disk {
     /// Mounts it again. Nobody may use it.
     fn repair(&self) {
         run(Command::new("umount").arg(&self.root));
-        for _ in 0..100 {
+        for _ in 0..600 {
             let used = Command::new("losetup").arg("-j").arg(&self.file).output();
             if used.unwrap().stdout.is_empty() {
                 return self.mount();

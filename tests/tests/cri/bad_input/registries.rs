@@ -1,13 +1,12 @@
 //! Registries: wrong bytes, lost connections, no answer, content that the disk has no room for.
 
-use std::time::Duration;
-
 use coracle_proto::runtime::v1 as cri;
+use coracle_tests::client::TIMEOUT;
 use coracle_tests::daemon::Options;
 use coracle_tests::faulty_registry::{Fault, FaultyRegistry};
 use coracle_tests::guests;
 use coracle_tests::push::{Image, Packing, digest, file};
-use coracle_tests::registry::free_port;
+use coracle_tests::registry::ClosedPort;
 use tonic::Code;
 
 use super::{pushed, with_files};
@@ -16,7 +15,7 @@ use crate::site::{Pod, daemon, daemon_with, images, refused};
 #[tokio::test]
 async fn a_registry_that_sends_wrong_bytes_or_dies_leaves_no_image() {
     let daemon = daemon_with(Options {
-        images: "pull_idle_timeout_s = 1".into(),
+        images: "pull_idle_timeout_s = 5".into(),
         ..Options::default()
     })
     .await;
@@ -60,9 +59,7 @@ async fn a_registry_that_sends_wrong_bytes_or_dies_leaves_no_image() {
     for (fault, name, code, expected) in cases {
         let registry = FaultyRegistry::start(image.clone(), fault).unwrap();
         let reference = format!("{}/liar{name}", registry.host());
-        let pull = tokio::time::timeout(Duration::from_secs(20), async {
-            daemon.cri().pull(&reference).await
-        });
+        let pull = tokio::time::timeout(TIMEOUT, async { daemon.cri().pull(&reference).await });
         let refusal = pull.await.unwrap().expect_err(&format!("{fault:?}"));
         assert_eq!(refusal.code(), code, "{fault:?}: {}", refusal.message());
         assert!(
@@ -97,7 +94,8 @@ async fn a_registry_that_sends_wrong_bytes_or_dies_leaves_no_image() {
 async fn a_registry_that_is_down_and_a_missing_image_are_different_errors() {
     let daemon = daemon().await;
     let cri = daemon.cri();
-    let nowhere = format!("127.0.0.1:{}/app:v1", free_port().unwrap());
+    let nobody = ClosedPort::take().unwrap();
+    let nowhere = format!("{}/app:v1", nobody.host());
     let refusal = cri.pull(&nowhere).await.expect_err("nobody is there");
     assert!(
         refusal.message().starts_with("RegistryUnavailable"),

@@ -150,7 +150,7 @@ async fn after_a_reboot_pods_are_given_back_even_if_plugins_are_not_up_yet() {
     daemon.boot_anew().await.unwrap();
     let status = pod.cri.pod_status(&pod.id).await.unwrap();
     assert_eq!(status.state(), cri::PodSandboxState::SandboxNotready);
-    assert_eq!(place.leases().len(), 1, "the first plugin is not up");
+    eventually("the second plugin is asked", || place.leases().len() == 1).await;
     let calls = place.calls();
     assert!(calls.contains(&format!("DEL two {} ", pod.id)), "{calls:?}");
     assert!(place.input("two", "DEL").unwrap()["prevResult"]["ips"].is_array());

@@ -1,6 +1,6 @@
 //! Plugins that fail, hang or return garbage, and requests that try to misuse plugins.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use coracle_tests::cni::condition;
 use coracle_tests::procs;
@@ -8,11 +8,11 @@ use serde_json::json;
 use tonic::Code;
 
 use super::{end, scripted};
-use crate::site::{Pod, eventually, refused};
+use crate::site::{Pod, ended_soon, eventually, refused};
 
 #[tokio::test]
 async fn a_pod_whose_plugins_fail_is_refused_by_name_and_leaves_nothing() {
-    let daemon = scripted(2, "1.0.0").await;
+    let daemon = scripted(10, "1.0.0").await;
     let (place, cri) = (daemon.cni(), daemon.cri());
     // Each takes its lease before it fails, so only a DEL gives it back.
     let leased = ": > $dir/leases/$name-$CNI_CONTAINERID;";
@@ -33,7 +33,7 @@ async fn a_pod_whose_plugins_fail_is_refused_by_name_and_leaves_nothing() {
             "no address of a host",
         ),
         ("head -c 3000000 /dev/zero; exit 0", "longer than"),
-        ("sleep 1000", "no answer within 2 s, killed"),
+        ("sleep 1000", "no answer within 10 s, killed"),
     ] {
         place
             .does("two", "ADD", &format!("{leased} {script}"))
@@ -110,13 +110,13 @@ async fn the_namespace_of_a_failed_start_stays_until_plugins_have_let_go_of_it()
 
 #[tokio::test]
 async fn a_detach_that_fails_is_repeated_and_one_that_succeeded_is_not() {
-    let daemon = scripted(2, "1.0.0").await;
+    let daemon = scripted(10, "1.0.0").await;
     let place = daemon.cni();
     let pod = Pod::run(&daemon, "stops").await;
     place.calls();
     for (script, expected) in [
         ("exit 3", "DEL of plugin one"),
-        ("sleep 1000", "no answer within 2 s"),
+        ("sleep 1000", "no answer within 10 s"),
     ] {
         place.does("one", "DEL", script).unwrap();
         let stopped = pod.cri.stop_pod(&pod.id).await;
@@ -258,7 +258,7 @@ async fn a_list_that_names_a_program_outside_of_the_plugins_directories_is_refus
 
 #[tokio::test]
 async fn a_hanging_plugin_delays_no_other_pod_and_no_status() {
-    let daemon = scripted(20, "1.0.0").await;
+    let daemon = scripted(50, "1.0.0").await;
     let (place, cri) = (daemon.cni(), daemon.cri());
     let patient = Pod::run(&daemon, "patient").await;
     place
@@ -281,7 +281,7 @@ async fn a_hanging_plugin_delays_no_other_pod_and_no_status() {
     }
     eventually("all of them hang", || {
         std::fs::read_to_string(place.plugins().join("calls"))
-            .is_ok_and(|calls| calls.lines().count() == many)
+            .is_ok_and(|calls| calls.matches("ADD one").count() == many)
     })
     .await;
     let begun = Instant::now();
@@ -289,11 +289,8 @@ async fn a_hanging_plugin_delays_no_other_pod_and_no_status() {
     assert!(condition(&cri).await.unwrap().0);
     end(&pod).await;
     end(&patient).await;
-    assert!(
-        begun.elapsed() < Duration::from_secs(8),
-        "{:?}",
-        begun.elapsed()
-    );
+    assert!(slow.try_join_next().is_none(), "they did not hang for long");
+    ended_soon(begun);
     assert_eq!(slow.join_all().await, vec![true; many]);
     // A pod that failed is torn down behind its answer.
     eventually("the pods that failed hold nothing", || {

@@ -1,6 +1,9 @@
 //! NetworkReady, changed configurations, and the switch between plugins and the built-in network.
 
+use std::time::{Duration, Instant};
+
 use coracle_proto::runtime::v1 as cri;
+use coracle_tests::client::TIMEOUT;
 use coracle_tests::cni::condition;
 use coracle_tests::daemon::Daemon;
 use serde_json::json;
@@ -13,7 +16,8 @@ use crate::site::{Pod, refused};
 /// Waits until the message of NetworkReady holds these words; `None` waits for a network that is ready.
 async fn becomes(daemon: &Daemon, expected: Option<&str>) {
     let mut last = String::new();
-    for _ in 0..200 {
+    let end = Instant::now() + TIMEOUT;
+    while Instant::now() < end {
         let (ready, reason, message) = condition(&daemon.cri()).await.unwrap();
         let holds = match expected {
             None => ready && reason.is_empty() && message.is_empty(),
@@ -25,7 +29,7 @@ async fn becomes(daemon: &Daemon, expected: Option<&str>) {
             return;
         }
         last = format!("{ready} {reason}: {message}");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
     panic!("never {expected:?}, but {last}");
 }
@@ -108,7 +112,11 @@ async fn plugins_of_1_1_say_themselves_whether_they_are_ready() {
     let daemon = scripted(10, "1.1.0").await;
     let place = daemon.cni();
     becomes(&daemon, None).await;
-    assert_eq!(place.commands(), ["STATUS one", "STATUS two"]);
+    // Once or more, as it was asked.
+    let mut asked = place.commands();
+    asked.sort_unstable();
+    asked.dedup();
+    assert_eq!(asked, ["STATUS one", "STATUS two"]);
     place
         .does(
             "two",

@@ -1,16 +1,18 @@
 //! Debian's plugins: addresses, reachability, host ports, limits, and everything given back.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::Command;
-use std::time::Duration;
 
 use coracle_proto::runtime::v1 as cri;
+use coracle_tests::client::TIMEOUT;
 use coracle_tests::daemon::{Daemon, Options};
 use serde_json::json;
 
 use super::{daemon, end};
 use crate::linux::shell::{self, run_sh, sh};
+use crate::network::free_ports;
+use crate::network::outside::Greeter;
 use crate::site::{Pod, eventually};
 
 /// A daemon that has pulled the busybox image, too.
@@ -26,8 +28,8 @@ async fn linux_daemon() -> Daemon {
 /// What an HTTP server at this address answers.
 fn get(address: &str) -> std::io::Result<String> {
     let address: SocketAddr = address.parse().unwrap();
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
@@ -117,12 +119,12 @@ async fn host_ports_limits_and_addresses_reach_the_plugins_that_can() {
         ],
     });
     place.configure(&list).unwrap();
-    let port = 20_000 + u16::try_from(std::process::id() % 20_000).unwrap();
+    let port = free_ports(&daemon);
     let mut config = daemon.pod("asks");
     config.port_mappings = vec![cri::PortMapping {
         protocol: cri::Protocol::Tcp as i32,
         container_port: 8080,
-        host_port: port.into(),
+        host_port: port,
         host_ip: String::new(),
     }];
     config.annotations.extend([
@@ -229,15 +231,9 @@ async fn a_list_does_not_open_the_node_at_an_address_that_plugins_give_it() {
     let own = ip(&first).await;
     let gateway = format!("{}.1", own.rsplit_once('.').unwrap().0);
     // Stands in for the API server.
-    let api = TcpListener::bind((gateway.as_str(), 6443)).unwrap();
-    std::thread::spawn(move || {
-        for mut stream in api.incoming().flatten() {
-            // The client may have closed the connection.
-            let _ = stream.write_all(b"open\n");
-        }
-    });
+    let api = Greeter::listen(&gateway, 6443);
     let open = Pod::run(&daemon, "open").await;
-    let script = format!("nc -w 2 {gateway} 6443 </dev/null || echo shut");
+    let script = format!("nc -w 20 {gateway} 6443 </dev/null || echo shut");
     for (pod, expected) in [(&open, "open"), (&first, "shut")] {
         let mut client = sh("client", &script);
         shell::security(&mut client).capabilities = Some(cri::Capability {
@@ -246,6 +242,7 @@ async fn a_list_does_not_open_the_node_at_an_address_that_plugins_give_it() {
         });
         shell::run(&daemon, pod, &client).await.says(&[expected]);
     }
+    drop(api);
     end(&open).await;
     end(&first).await;
     daemon.finish().await.unwrap();

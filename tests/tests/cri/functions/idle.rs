@@ -5,14 +5,14 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use coracle_proto::runtime::v1 as cri;
-use coracle_tests::client::container;
+use coracle_tests::client::{TIMEOUT, container};
 use coracle_tests::daemon::Daemon;
 use coracle_tests::procs::{self, Role};
 use tonic::Code;
 
 use super::{Function, annotated, curl, ended, functions, functions_with, raw, start};
 use crate::exec::exec;
-use crate::site::{Pod, eventually, refused};
+use crate::site::{Pod, ended_soon, eventually, refused};
 
 const HELLO: &str = "GET /hello HTTP/1.1\r\nHost: f\r\nConnection: close\r\n\r\n";
 
@@ -47,9 +47,16 @@ pub async fn asleep(daemon: &Daemon, function: &Function) {
     eventually("the function sleeps", || is_asleep(daemon, function)).await;
 }
 
-/// How often it was woken, as its process's title says.
+/// Whether it sleeps although somebody has asked it less than its second ago: on a slow machine it may do so later.
+fn sleeps_too_early(daemon: &Daemon, function: &Function, asked: Instant) -> bool {
+    is_asleep(daemon, function) && asked.elapsed() < Duration::from_secs(1)
+}
+
+/// How often it was woken, as the title of the process says that holds its socket.
 pub fn wakes(daemon: &Daemon, function: &Function) -> (u64, u64) {
-    let command = processes(daemon, function).remove(0).command;
+    let found = processes(daemon, function);
+    let holder = found.iter().find(|one| one.command.contains("wakes="));
+    let command = &holder.unwrap().command;
     let number = |key: &str| {
         let (_, rest) = command.split_once(key).unwrap();
         rest.split(' ').next().unwrap().parse().unwrap()
@@ -66,7 +73,6 @@ async fn a_function_sleeps_and_wakes_for_whoever_calls() {
         let status = function.pod.cri.status(&function.id).await.unwrap();
         assert_eq!(status.state(), cri::ContainerState::ContainerRunning);
         assert_eq!(function.get("/hello").0, 200);
-        assert_eq!(processes(&daemon, &function).len(), 2);
         eventually("the wake is counted and timed", || {
             let (wakes, latency) = wakes(&daemon, &function);
             wakes == round && latency > 0
@@ -74,13 +80,15 @@ async fn a_function_sleeps_and_wakes_for_whoever_calls() {
         .await;
     }
     // What is under way, or was asked just now, keeps it awake, and what it says is in the log.
-    let asked = function.begin("/sleep/2500");
+    let mut asked = function.under_way(&daemon, "/sleep/4000").await;
     tokio::time::sleep(Duration::from_millis(2_000)).await;
-    assert!(!is_asleep(&daemon, &function));
+    let sleeps = is_asleep(&daemon, &function);
+    assert!(!sleeps || !asked.is_waiting());
     assert_eq!(asked.answer(), (200, "slept\n".to_owned()));
+    let begun = Instant::now();
     assert_eq!(function.get("/log/a").0, 200);
     tokio::time::sleep(Duration::from_millis(500)).await;
-    assert!(!is_asleep(&daemon, &function));
+    assert!(!sleeps_too_early(&daemon, &function, begun));
     asleep(&daemon, &function).await;
     let text = || {
         let out = daemon.output(function.name(), "function", "stdout");
@@ -89,8 +97,8 @@ async fn a_function_sleeps_and_wakes_for_whoever_calls() {
     eventually("the log has its line", || text().contains("aaaaaaaaaa\n")).await;
     // As fast as it went down before: nothing has to be awake to end.
     let begun = Instant::now();
-    function.pod.cri.stop(&function.id, 30).await.unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(2));
+    function.pod.cri.stop(&function.id, 100).await.unwrap();
+    ended_soon(begun);
     let status = function.pod.cri.status(&function.id).await.unwrap();
     ended(&status, 0, "Completed");
     daemon.finish().await.unwrap();
@@ -100,7 +108,7 @@ async fn a_function_sleeps_and_wakes_for_whoever_calls() {
 pub fn status(at: std::net::SocketAddr) -> u16 {
     let ask = || {
         let mut stream = TcpStream::connect(at)?;
-        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
         stream.write_all(HELLO.as_bytes())?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
@@ -128,9 +136,7 @@ async fn a_storm_during_a_wake_is_queued_and_none_of_it_is_lost() {
         stream.write_all(HELLO.as_bytes()).unwrap();
     }
     for mut stream in streams {
-        stream
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
@@ -174,13 +180,14 @@ async fn connections_that_stay_open_neither_keep_it_awake_nor_lose_a_first_reque
     // One that has had its answer and waits for more is closed, and so is one that only ever speaks HTTP/2's first words.
     let kept = std::thread::spawn(move || {
         let request = "GET /hello HTTP/1.1\r\nHost: f\r\n\r\n";
-        raw(at, request, Duration::from_secs(10))
+        raw(at, request, TIMEOUT)
     });
     asleep(&daemon, &function).await;
     let (answer, closed) = kept.join().unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 ") && closed, "{answer}");
     // One that has connected and takes its time is waited for.
     let mut slow = TcpStream::connect(at).unwrap();
+    eventually("it is woken", || !is_asleep(&daemon, &function)).await;
     tokio::time::sleep(Duration::from_millis(2_500)).await;
     assert!(!is_asleep(&daemon, &function));
     slow.write_all(HELLO.as_bytes()).unwrap();
@@ -200,16 +207,24 @@ async fn probes_wake_a_function_and_do_not_keep_it_awake_unless_that_is_set() {
     asleep(&daemon, &function).await;
     let url = function.url("/hello");
     let probe = |url: &str| curl(&["-A", "kube-probe/1.36", url]).0;
-    // A probe that finds it asleep is answered, and it sleeps again long before the four seconds are over.
-    let begun = Instant::now();
-    assert_eq!(probe(&url), 200);
-    asleep(&daemon, &function).await;
-    assert!(begun.elapsed() < Duration::from_secs(3));
+    // A probe that finds it asleep is answered, and it sleeps again long before the four seconds are over. A machine that has
+    // other things to do, too, is slow now and then.
+    let mut shortest = Duration::MAX;
+    for _ in 0..10 {
+        let begun = Instant::now();
+        assert_eq!(probe(&url), 200);
+        asleep(&daemon, &function).await;
+        shortest = shortest.min(begun.elapsed());
+        if shortest < Duration::from_secs(3) {
+            break;
+        }
+    }
+    assert!(shortest < Duration::from_secs(3), "{shortest:?}");
     // A request that counts does keep it, and probes do not prolong that.
     let begun = Instant::now();
     assert_eq!(function.get("/hello").0, 200);
     while !is_asleep(&daemon, &function) {
-        assert!(begun.elapsed() < Duration::from_secs(9), "it never slept");
+        assert!(begun.elapsed() < TIMEOUT, "it never slept");
         if begun.elapsed() < Duration::from_millis(3_800) {
             assert_eq!(probe(&url), 200);
         }
@@ -224,9 +239,10 @@ async fn probes_wake_a_function_and_do_not_keep_it_awake_unless_that_is_set() {
     let kept = start(pod, &container("function", &image, &[]), 8080).await;
     let url = kept.url("/hello");
     for _ in 0..10 {
+        let begun = Instant::now();
         assert_eq!(probe(&url), 200);
         tokio::time::sleep(Duration::from_millis(300)).await;
-        assert!(!is_asleep(&daemon, &kept));
+        assert!(!sleeps_too_early(&daemon, &kept, begun));
     }
     asleep(&daemon, &kept).await;
     daemon.finish().await.unwrap();
@@ -268,7 +284,7 @@ async fn a_sleeping_function_outlives_its_daemon_and_takes_execs_updates_and_a_n
     pod.cri.reopen_log(id).await.unwrap();
     assert_eq!(function.get("/log/n").0, 200);
     pod.wait_log(&daemon, "function", "nnnnnnnnnn").await;
-    assert_eq!(wakes(&daemon, &function).0, 1);
+    eventually("the wake is counted", || wakes(&daemon, &function).0 == 1).await;
     // Awake, it outlives the daemon as well.
     daemon.kill();
     assert_eq!(function.get("/hello").0, 200);
@@ -281,7 +297,9 @@ async fn a_sleeping_function_outlives_its_daemon_and_takes_execs_updates_and_a_n
 #[tokio::test]
 async fn a_server_that_is_killed_ends_its_container_as_it_ended_itself() {
     let (daemon, image) = functions().await;
-    let killed = run(&daemon, &image, "killed").await;
+    // Long enough to be found awake.
+    let pod = Pod::run_config(&daemon, sleepy(&daemon, "killed", "8")).await;
+    let killed = start(pod, &container("function", &image, &[]), 8080).await;
     asleep(&daemon, &killed).await;
     assert_eq!(killed.get("/hello").0, 200);
     let found = processes(&daemon, &killed);
@@ -290,13 +308,14 @@ async fn a_server_that_is_killed_ends_its_container_as_it_ended_itself() {
     let status = killed.pod.cri.wait_exit(&killed.id).await.unwrap();
     ended(&status, 137, "Error");
     // Whoever holds the socket takes its server along.
-    let holder = run(&daemon, &image, "holder").await;
-    let pids: Vec<i32> = processes(&daemon, &holder)
-        .iter()
-        .map(|one| one.pid)
-        .collect();
-    assert_eq!(pids.len(), 2);
-    procs::kill(pids[0].min(pids[1]));
+    let pod = Pod::run_config(&daemon, sleepy(&daemon, "holder", "60")).await;
+    let holder = start(pod, &container("function", &image, &[]), 8080).await;
+    let found = processes(&daemon, &holder);
+    let is_server = |one: &procs::Process| one.command.ends_with(" server");
+    let (servers, holders): (Vec<_>, Vec<_>) = found.into_iter().partition(is_server);
+    assert_eq!((servers.len(), holders.len()), (1, 1), "{servers:?}");
+    let pids = [servers[0].pid, holders[0].pid];
+    procs::kill(holders[0].pid);
     let status = holder.pod.cri.wait_exit(&holder.id).await.unwrap();
     assert_eq!(status.exit_code, 137, "{status:?}");
     eventually("both are gone", || {
@@ -315,13 +334,18 @@ async fn running_out_of_memory_is_reported_of_a_server_that_was_woken() {
     linux.resources.as_mut().unwrap().memory_limit_in_bytes = 48 << 20;
     let function = start(pod, &config, 8080).await;
     asleep(&daemon, &function).await;
-    // Each within the limit of an instance, and together beyond that of the container.
-    let asked: Vec<_> = (0..6).map(|_| function.begin("/alloc/40")).collect();
-    let status = function.pod.cri.wait_exit(&function.id).await.unwrap();
+    // Each within the limit of an instance, and together beyond that of the container, once they come at the same time.
+    let end = Instant::now() + TIMEOUT;
+    let status = loop {
+        let asked: Vec<_> = (0..6).map(|_| function.begin("/alloc/40")).collect();
+        asked.into_iter().for_each(|asked| drop(asked.answer()));
+        let status = function.pod.cri.status(&function.id).await.unwrap();
+        if status.state() == cri::ContainerState::ContainerExited {
+            break status;
+        }
+        assert!(Instant::now() < end, "they never came at the same time");
+    };
     ended(&status, 137, "OOMKilled");
-    for asked in asked {
-        asked.answer();
-    }
     daemon.finish().await.unwrap();
 }
 
@@ -351,12 +375,12 @@ async fn a_strict_function_sleeps_and_a_busy_one_drains() {
         asleep(&daemon, &function).await;
         assert_eq!(function.get("/hello").0, 200);
     }
-    let asked = function.begin("/sleep/1500");
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut asked = function.under_way(&daemon, "/sleep/5000").await;
     let (at, cri, id) = (function.at, daemon.cri(), function.id.clone());
-    let stopping = tokio::spawn(async move { cri.stop(&id, 20).await });
+    let stopping = tokio::spawn(async move { cri.stop(&id, 100).await });
     // Nobody can connect any more, though two processes had the socket.
     eventually("the socket is shut", || TcpStream::connect(at).is_err()).await;
+    assert!(asked.is_waiting(), "it was shut behind the last answer");
     assert_eq!(asked.answer(), (200, "slept\n".to_owned()));
     stopping.await.unwrap().unwrap();
     let status = function.pod.cri.status(&function.id).await.unwrap();

@@ -4,18 +4,20 @@ use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use coracle_tests::client::container;
+use coracle_tests::client::{TIMEOUT, container};
 use tonic::Code;
 
-use super::{annotated, curl, functions, functions_with, raw, run, start};
-use crate::site::{Pod, refused};
+use super::{Asked, annotated, curl, functions, functions_with, raw, run, start};
+use crate::site::{Pod, ended_soon, refused};
 
 #[tokio::test]
 async fn a_full_server_says_503_and_when_to_come_again() {
     let (daemon, image) = functions().await;
     let function = run(&daemon, &image, "full", &[("max-requests", "2")]).await;
-    let asked = [(); 2].map(|()| function.begin("/sleep/1500"));
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let asked = [
+        function.under_way(&daemon, "/sleep/6000").await,
+        function.under_way(&daemon, "/sleep/6000").await,
+    ];
     let url = function.url("/hello");
     let (status, head) = curl(&["-i", &url]);
     assert_eq!(status, 503, "{head}");
@@ -38,8 +40,8 @@ async fn as_many_requests_as_may_be_at_a_time_all_have_their_answers() {
         for asked in asked {
             assert_eq!(asked.answer(), (200, "slept\n".to_owned()));
         }
-        // So they waited at the same time.
-        assert!(begun.elapsed() < Duration::from_secs(20));
+        // So they waited at the same time: one after the other it takes more than two minutes.
+        assert!(begun.elapsed() < TIMEOUT);
     }
     daemon.finish().await.unwrap();
 }
@@ -47,16 +49,16 @@ async fn as_many_requests_as_may_be_at_a_time_all_have_their_answers() {
 #[tokio::test]
 async fn a_guest_that_is_late_is_ended_whether_it_computes_or_waits() {
     let (daemon, image) = functions().await;
-    let function = run(&daemon, &image, "late", &[("deadline-seconds", "1")]).await;
+    let function = run(&daemon, &image, "late", &[("deadline-seconds", "5")]).await;
     let begun = Instant::now();
-    let asked = ["/spin", "/sleep/60000", "/spin"].map(|path| function.begin(path));
+    let mut asked = ["/spin", "/sleep/60000", "/spin"].map(|path| function.begin(path));
     // Others have their turn meanwhile.
     assert_eq!(function.get("/hello").0, 200);
-    assert!(begun.elapsed() < Duration::from_millis(900));
+    assert!(asked.iter_mut().all(Asked::is_waiting));
     for asked in asked {
         assert_eq!(asked.answer().0, 504);
     }
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    ended_soon(begun);
     assert_eq!(function.get("/hello").0, 200);
     daemon.finish().await.unwrap();
 }
@@ -76,14 +78,14 @@ async fn a_slow_client_loses_its_connection_in_whatever_way_it_is_slow() {
     ];
     let clients = slow.map(|text| {
         let at = function.at;
-        std::thread::spawn(move || raw(at, text, Duration::from_secs(15)))
+        std::thread::spawn(move || raw(at, text, TIMEOUT))
     });
     for (client, text) in clients.into_iter().zip(slow) {
         let (_, closed) = client.join().unwrap();
         assert!(closed, "{text:?} was let wait");
     }
     // At most three at a time, so in two rounds; HTTP/2 is said good-bye first.
-    assert!(begun.elapsed() < Duration::from_secs(15));
+    ended_soon(begun);
     assert_eq!(function.get("/hello").0, 200);
     daemon.finish().await.unwrap();
 }
@@ -98,7 +100,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 /// Whether a client of HTTP/2 that lets nobody send it an answer, and answers pings, loses it or its connection.
 fn is_given_up(at: std::net::SocketAddr) -> bool {
     let mut stream = TcpStream::connect(at).unwrap();
-    let patience = Duration::from_secs(15);
+    let patience = TIMEOUT;
     stream.set_read_timeout(Some(patience)).unwrap();
     let no_window = [0, 4, 0, 0, 0, 0];
     let asked = [&[0x82, 0x86, 0x04, 6][..], b"/hello", &[0x01, 1], b"f"].concat();
@@ -131,7 +133,7 @@ fn is_given_up(at: std::net::SocketAddr) -> bool {
 /// Whether a client that sends a body, which the guest sends back, and reads nothing of it loses its connection.
 fn is_cut_off(at: std::net::SocketAddr) -> bool {
     let mut stream = TcpStream::connect(at).unwrap();
-    let patience = Duration::from_secs(15);
+    let patience = TIMEOUT;
     stream.set_write_timeout(Some(patience)).unwrap();
     let head = "POST /echo HTTP/1.1\r\nHost: f\r\nContent-Length: 100000000\r\n\r\n";
     stream.write_all(head.as_bytes()).unwrap();
@@ -157,7 +159,7 @@ async fn a_client_that_takes_nothing_of_its_answer_loses_it_and_makes_room_for_o
 /// is complete only when the server says that the connection ends. Whether that one was answered whole.
 fn is_answered_beside_a_stuck_one(at: std::net::SocketAddr) -> bool {
     let mut stream = TcpStream::connect(at).unwrap();
-    let patience = Duration::from_secs(15);
+    let patience = TIMEOUT;
     stream.set_read_timeout(Some(patience)).unwrap();
     let no_window = [0, 4, 0, 0, 0, 0];
     let hello = [&[0x82, 0x86, 0x04, 6][..], b"/hello", &[0x01, 1], b"f"].concat();
@@ -204,9 +206,7 @@ fn keep_open(at: std::net::SocketAddr, is_silent: bool) -> TcpStream {
     if is_silent {
         return stream;
     }
-    stream
-        .set_read_timeout(Some(Duration::from_secs(15)))
-        .unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream
         .write_all(b"GET /hello HTTP/1.1\r\nHost: f\r\n\r\n")
         .unwrap();
@@ -219,15 +219,13 @@ async fn idle_connections_make_room_for_others_and_busy_ones_do_not() {
     let config = "[handlers.coracle.http]\nheader_timeout_s = 60\nmax_connections = 3\n";
     let (daemon, image) = functions_with(config).await;
     let function = run(&daemon, &image, "crowded", &[]).await;
-    let busy = function.begin("/sleep/4000");
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    let begun = Instant::now();
+    let mut busy = function.under_way(&daemon, "/sleep/10000").await;
     let mut kept = Vec::new();
     for is_silent in [false, true, false, true, true, true] {
         kept.push(keep_open(function.at, is_silent));
         assert_eq!(function.get("/hello").0, 200);
     }
-    assert!(begun.elapsed() < Duration::from_secs(4), "others waited");
+    assert!(busy.is_waiting(), "others waited");
     assert_eq!(busy.answer(), (200, "slept\n".to_owned()));
     daemon.finish().await.unwrap();
 }
@@ -238,9 +236,7 @@ async fn a_guest_that_is_slow_to_write_keeps_its_client() {
     let (daemon, image) = functions_with(config).await;
     let function = run(&daemon, &image, "events", &[]).await;
     let mut stream = TcpStream::connect(function.at).unwrap();
-    stream
-        .set_read_timeout(Some(Duration::from_secs(15)))
-        .unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let head =
         "POST /echo HTTP/1.1\r\nHost: f\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n";
     stream.write_all(head.as_bytes()).unwrap();

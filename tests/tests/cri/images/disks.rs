@@ -99,7 +99,7 @@ async fn check(daemon: &mut Daemon, layers: &Path) {
         if grown().await {
             break;
         }
-        assert!(attempt < 100, "{:?}", usage(daemon).await);
+        assert!(attempt < 600, "{:?}", usage(daemon).await);
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
 }

@@ -6,10 +6,11 @@ use coracle_proto::runtime::v1 as cri;
 use coracle_tests::faulty_registry::{Fault, FaultyRegistry};
 use coracle_tests::guests;
 use coracle_tests::push::{Image, file, push_index};
+use coracle_tests::registry::ClosedPort;
 use tonic::Code;
 
 use super::small;
-use crate::site::{daemon, images, refused};
+use crate::site::{SOON, daemon, images, refused};
 
 #[tokio::test]
 async fn many_pulls_of_one_reference_share_the_work() {
@@ -45,9 +46,7 @@ async fn a_cancelled_pull_ends_and_another_is_not_delayed() {
     let pushed = small("lively")
         .push(images().registry.host(), "lively", "v1")
         .unwrap();
-    let other = tokio::time::timeout(Duration::from_secs(5), async {
-        daemon.cri().pull(&pushed.reference).await
-    });
+    let other = tokio::time::timeout(SOON, async { daemon.cri().pull(&pushed.reference).await });
     other.await.unwrap().unwrap();
     pull.abort();
     assert_eq!(daemon.cri().image(&reference).await.unwrap(), None);
@@ -66,11 +65,11 @@ async fn a_pull_of_what_is_not_there_is_logged_for_people() {
     let log = daemon.log();
     let is_told = |line: &str| line.contains(" INFO ") && line.contains(&missing);
     assert!(log.lines().any(is_told), "{log}");
-    let nobody = format!(
-        "127.0.0.1:{}",
-        coracle_tests::registry::free_port().unwrap()
-    );
-    let refusal = daemon.cri().pull(&format!("{nobody}/app:v1")).await;
+    let nobody = ClosedPort::take().unwrap();
+    let refusal = daemon
+        .cri()
+        .pull(&format!("{}/app:v1", nobody.host()))
+        .await;
     refused(
         refusal,
         Code::Unknown,

@@ -10,7 +10,7 @@ use coracle_tests::scripted_registry::{Answer, Pace, ScriptedRegistry};
 use tonic::{Code, Status};
 
 use super::small;
-use crate::site::{Pod, daemon_with, images};
+use crate::site::{Pod, SOON, daemon_with, images};
 
 /// PullImage for a pod of this namespace.
 async fn pull_for(cri: &client::Cri, reference: &str, namespace: &str) -> Result<String, Status> {
@@ -65,11 +65,11 @@ async fn many_slow_registries_of_a_namespace_hold_up_no_other_one() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     let cri = daemon.cri();
     let pulled = pull_for(&cri, &honest.reference, "honest");
-    let pulled = tokio::time::timeout(Duration::from_secs(5), pulled).await;
+    let pulled = tokio::time::timeout(SOON, pulled).await;
     pulled.expect("it waits for another namespace").unwrap();
     // Who waited for the same image has it, as well.
     let joined = pulls.pop().unwrap();
-    let joined = tokio::time::timeout(Duration::from_secs(5), joined).await;
+    let joined = tokio::time::timeout(SOON, joined).await;
     joined.expect("it still waits").unwrap().unwrap();
     pulls.iter().for_each(tokio::task::JoinHandle::abort);
     daemon.finish().await.unwrap();

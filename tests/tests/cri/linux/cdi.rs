@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::daemon::{Daemon, Options};
+use coracle_tests::tools;
 use tonic::Code;
 
 use super::shell::{self, fresh, namespace, namespaces, program, run, security, sh};
@@ -84,8 +85,7 @@ const LISTED: &str = "hooks = [\"@scratch@/hook\"]\nnode_hooks = [\"@scratch@/no
 /// Writes the script and gives its path.
 fn script(daemon: &Daemon, name: &str, text: &str) -> PathBuf {
     let path = daemon.scratch().dir().join(name);
-    std::fs::write(&path, format!("#!/bin/sh\n{text}")).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    tools::install(&path, format!("#!/bin/sh\n{text}").as_bytes()).unwrap();
     path
 }
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::daemon::{Daemon, Options};
@@ -191,15 +192,17 @@ pub async fn look(daemon: &Daemon, pod: &Pod, mut config: cri::ContainerConfig) 
     facts(&run(daemon, pod, &config).await.ok())
 }
 
-/// The host pid of the process whose arguments hold this text.
+/// The host pid of the process with exactly these arguments, once there is one: a shell that starts it may be slow.
 pub fn host_pid(daemon: &Daemon, command: &str) -> i32 {
-    let found = coracle_tests::procs::of_scratch(daemon.scratch());
-    let mut pids = found
-        .iter()
-        .filter(|process| process.command.contains(command));
-    pids.next()
-        .unwrap_or_else(|| panic!("no {command:?} in {found:#?}"))
-        .pid
+    let end = Instant::now() + client::TIMEOUT;
+    loop {
+        let found = coracle_tests::procs::of_scratch(daemon.scratch());
+        if let Some(process) = found.iter().find(|process| process.command == command) {
+            return process.pid;
+        }
+        assert!(Instant::now() < end, "no {command:?} in {found:#?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// A namespace of a process of the host, or of the tests' own process (`self`).

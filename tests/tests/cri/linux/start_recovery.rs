@@ -1,9 +1,9 @@
 //! A daemon that dies while containers start: the next one reports them as starting until their programs run.
 
 use coracle_proto::runtime::v1 as cri;
-use coracle_tests::client::container;
+use coracle_tests::client::{TIMEOUT, container};
 use cri::ContainerState::{ContainerCreated, ContainerExited, ContainerRunning};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::shell::{images, on_peer, pod_security, program, security, sh};
 use super::users::in_userns;
@@ -39,7 +39,7 @@ async fn a_start_that_outlives_its_daemon_is_starting_until_its_program_runs() {
     }
     ids.push(mapped.create(&inside).await.unwrap());
 
-    daemon.plan("guest.jail delay:6000\n").unwrap();
+    daemon.plan("guest.jail delay:15000\n").unwrap();
     let before = daemon.reached().len();
     let held = || {
         let reached = daemon.reached();
@@ -86,10 +86,8 @@ async fn a_start_that_outlives_its_daemon_is_starting_until_its_program_runs() {
     let ends = cri.wait_exit(&ends).await.unwrap();
     assert_eq!(ends.exit_code, 7);
     assert!(ends.started_at > 0 && ends.started_at <= ends.finished_at);
-    for _ in 0..100 {
-        if state(&cri, &wasm).await == ContainerRunning {
-            break;
-        }
+    let end = Instant::now() + TIMEOUT;
+    while state(&cri, &wasm).await != ContainerRunning && Instant::now() < end {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(state(&cri, &wasm).await, ContainerRunning);

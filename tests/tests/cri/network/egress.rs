@@ -3,7 +3,7 @@
 use coracle_tests::daemon::{Daemon, Options};
 use tonic::Code;
 
-use super::outside::{Outside, fetch};
+use super::outside::{Greeter, Outside, fetch};
 use super::{addresses, cri, free_ports, held, mapping, web};
 use crate::linux::shell::{daemon, daemon_with, fresh, on_peer, pod_security, run, sh};
 use crate::site::{Pod, refused};
@@ -89,25 +89,18 @@ async fn the_nodes_own_ports_stay_shut_whatever_is_listed() {
     let daemon = daemon_with(options).await;
     let world = Outside::new(&daemon);
     // Stands in for the API server, at an address of the node that only this test has.
-    for port in [6443, 9443] {
-        let api = std::net::TcpListener::bind((world.node(), port)).unwrap();
-        std::thread::spawn(move || {
-            for stream in api.incoming().flatten() {
-                // The client may have closed the connection.
-                let _ = std::io::Write::write_all(&mut { stream }, b"open\n");
-            }
-        });
-    }
+    let api = [6443, 9443].map(|port| Greeter::listen(&world.node(), port));
     let config = listing(&daemon, "all", "0.0.0.0/0, ::/0");
     let pod = Pod::run_config(&daemon, config).await;
     let open = Pod::run(&daemon, "open").await;
     for port in [6443, 9443] {
-        let ask = format!("nc -w 2 {} {port} </dev/null || echo shut", world.node());
+        let ask = format!("nc -w 20 {} {port} </dev/null || echo shut", world.node());
         for (pod, expected) in [(&open, "open"), (&pod, "shut")] {
             let client = held(&fresh("c"), &ask);
             run(&daemon, pod, &client).await.says(&[expected]);
         }
     }
+    drop(api);
     daemon.finish().await.unwrap();
 }
 

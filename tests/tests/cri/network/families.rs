@@ -18,8 +18,9 @@ async fn a_pod_has_an_address_of_each_family() {
     if on_peer() {
         return; // Its network is another one.
     }
+    // Of this test alone.
     let options = Options {
-        network: "subnet_v6 = \"fd00:c0:ac::/64\"".to_owned(),
+        network: "subnet_v6 = \"fd00:c0:ac:2::/64\"".to_owned(),
         ..Options::default()
     };
     let mut daemon = daemon_with(options).await;

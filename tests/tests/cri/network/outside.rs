@@ -5,14 +5,13 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
 use std::process::Command;
+use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
 
+use coracle_tests::client::TIMEOUT;
 use coracle_tests::daemon::Daemon;
+use rustix::net::{Shutdown, shutdown};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-
-/// How long a packet that leads nowhere is waited for.
-const TIMEOUT: Duration = Duration::from_millis(700);
 
 /// The number of a daemon's scratch directory.
 pub fn number(daemon: &Daemon) -> u16 {
@@ -132,7 +131,31 @@ fn ip(line: &str) -> bool {
     output.status.success()
 }
 
-/// What a web server at `target` says to this machine; nothing if nobody answers in time.
+/// A server that says `open` to whoever connects, until it is dropped: the next test may have the same address.
+pub struct Greeter(Arc<TcpListener>);
+
+impl Greeter {
+    pub fn listen(address: &str, port: u16) -> Self {
+        let listener = Arc::new(TcpListener::bind((address, port)).unwrap());
+        let own = Arc::clone(&listener);
+        thread::spawn(move || {
+            // The client may have closed the connection.
+            while let Ok((mut stream, _)) = listener.accept() {
+                let _ = stream.write_all(b"open\n");
+            }
+        });
+        Self(own)
+    }
+}
+
+impl Drop for Greeter {
+    fn drop(&mut self) {
+        // Which wakes whoever accepts.
+        let _ = shutdown(&self.0, Shutdown::Both);
+    }
+}
+
+/// What a web server at `target` says to this machine; nothing where nobody listens.
 pub fn fetch(target: &str) -> Option<String> {
     let target: SocketAddr = target.parse().unwrap();
     let mut stream = TcpStream::connect_timeout(&target, TIMEOUT).ok()?;

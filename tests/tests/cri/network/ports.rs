@@ -167,8 +167,8 @@ async fn every_user_listens_at_every_port_of_a_pod_unless_the_pod_says_otherwise
             sysctls.insert(name.clone(), value.to_owned());
         }
         let pod = Pod::run_config(&daemon, config).await;
-        let script =
-            "nc -l -p 80 & sleep 0.3; grep -q ':0050 ' /proc/net/tcp* && echo 80 || echo no";
+        let script = "nc -l -p 80 & while kill -0 $!; do grep -q ':0050 ' /proc/net/tcp* && echo 80 && exit; sleep 0.1; done; \
+             echo no";
         let mut config = held(&fresh("c"), script);
         security(&mut config).run_as_user = Some(cri::Int64Value { value: 1000 });
         assert_eq!(

@@ -1,14 +1,13 @@
 //! Host ports of SCTP. On a kernel without the protocol only the tests that do not need it run. The kernel of
 //! `make test-v2` has it, so there all must run.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use coracle_tests::client;
 use coracle_tests::daemon::Daemon;
-use coracle_tests::guests;
 use coracle_tests::push::{Image, Pushed, file};
+use coracle_tests::{guests, tools};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, ipproto, socket};
 use tonic::Code;
@@ -40,8 +39,7 @@ async fn program(daemon: &mut Daemon) -> (Pushed, PathBuf) {
     let image = push("sctp", &Image::linux(&files, &["/sctp"]).unwrap());
     daemon.cri().pull(&image.reference).await.unwrap();
     let path = daemon.scratch().dir().join("sctp");
-    std::fs::write(&path, program).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    tools::install(&path, &program).unwrap();
     daemon.rebase();
     (image, path)
 }

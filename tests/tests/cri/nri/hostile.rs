@@ -6,13 +6,13 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
 use super::plugin::{Plugin, socket};
-use super::{names, plugins};
-use crate::site::{Pod, daemon_with, eventually, tool};
-use coracle_tests::client::container;
+use super::{names, plugins, plugins_with};
+use crate::site::{Pod, SOON, daemon_with, ended_soon, eventually, tool};
+use coracle_tests::client::{TIMEOUT, container};
 
 #[tokio::test]
 async fn a_plugin_that_hangs_costs_its_own_requests_only_and_is_left_out() {
-    let daemon = daemon_with(plugins()).await;
+    let daemon = daemon_with(plugins_with("request_timeout_s = 20\n")).await;
     let flags = ["-hang", "CreateContainer", "-only", "hung"];
     let plugin = Plugin::start(&daemon, "hanger", &flags).await;
     let pod = Pod::run(&daemon, "hang").await;
@@ -38,18 +38,18 @@ async fn a_plugin_that_hangs_costs_its_own_requests_only_and_is_left_out() {
     // Nothing of this waits for the plugin, which has its hands full.
     other.cri.status(&running).await.unwrap();
     other.cri.list(None).await.unwrap();
-    assert!(began.elapsed() < Duration::from_secs(2));
+    assert!(began.elapsed() < Duration::from_secs(15));
     let (created, at) = hung.await.unwrap();
     created.unwrap();
     let took = at - began;
     assert!(
-        took > Duration::from_millis(1900) && took < Duration::from_secs(10),
+        took > Duration::from_secs(19) && took < Duration::from_secs(60),
         "{took:?}"
     );
     plugin.wait_for("Ended").await;
     let began = Instant::now();
     pod.start(&container("after", tool(), &["sleep"])).await;
-    assert!(began.elapsed() < Duration::from_millis(1900));
+    assert!(began.elapsed() < Duration::from_secs(15));
     assert!(daemon.log().contains("did not answer CreateContainer"));
     daemon.finish().await.unwrap();
 }
@@ -69,11 +69,7 @@ async fn a_plugin_that_dies_in_the_middle_is_left_out_at_once() {
         let id = pod.tool(&["sleep"]).await;
         pod.cri.stop(&id, 0).await.unwrap();
         pod.cri.remove_pod(&pod.id).await.unwrap();
-        assert!(
-            began.elapsed() < Duration::from_secs(2),
-            "{event}: {:?}",
-            began.elapsed()
-        );
+        ended_soon(began);
         eventually("the plugin has ended", || plugin.has_ended()).await;
     }
     daemon.finish().await.unwrap();
@@ -130,7 +126,7 @@ async fn lies_end_the_connection_and_pods_go_on() {
         stream.write_all(lie).await.unwrap();
         let mut rest = Vec::new();
         let end = stream.read_to_end(&mut rest);
-        let end = tokio::time::timeout(Duration::from_secs(2), end).await;
+        let end = tokio::time::timeout(SOON, end).await;
         assert!(end.is_ok(), "{lie:?}: it is still connected");
     }
     // One that registers and then answers with nonsense.
@@ -143,7 +139,7 @@ async fn lies_end_the_connection_and_pods_go_on() {
     stream.write_all(&both).await.unwrap();
     let mut answers = Vec::new();
     let end = stream.read_to_end(&mut answers);
-    let end = tokio::time::timeout(Duration::from_secs(4), end).await;
+    let end = tokio::time::timeout(SOON, end).await;
     assert!(end.is_ok(), "it is still connected");
     let pod = Pod::run(&daemon, "after").await;
     pod.tool(&["sleep"]).await;
@@ -152,7 +148,7 @@ async fn lies_end_the_connection_and_pods_go_on() {
 
 #[tokio::test]
 async fn a_flood_and_silent_connections_hold_little_and_harm_nobody() {
-    let daemon = daemon_with(plugins()).await;
+    let daemon = daemon_with(plugins_with("request_timeout_s = 60\n")).await;
     let plugin = Plugin::start(&daemon, "good", &[]).await;
     let mut silent = Vec::new();
     // More than are taken at a time: the rest is refused at once.
@@ -166,22 +162,15 @@ async fn a_flood_and_silent_connections_hold_little_and_harm_nobody() {
     let began = Instant::now();
     let pod = Pod::run(&daemon, "flooded").await;
     pod.tool(&["sleep"]).await;
-    assert!(
-        began.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        began.elapsed()
-    );
+    ended_soon(began);
     assert!(names(&plugin.events()).contains(&"PostStartContainer"));
     // Those that do not register are let go after five seconds.
     let mut first = silent.remove(0);
     let mut rest = Vec::new();
     let end = first.read_to_end(&mut rest);
-    let end = tokio::time::timeout(Duration::from_secs(10), end).await;
+    let end = tokio::time::timeout(TIMEOUT, end).await;
     assert!(end.is_ok(), "a connection that registers nothing stays");
-    tokio::time::timeout(Duration::from_secs(10), flood)
-        .await
-        .unwrap()
-        .unwrap();
+    tokio::time::timeout(TIMEOUT, flood).await.unwrap().unwrap();
     drop((plugin, silent));
     daemon.finish().await.unwrap();
 }

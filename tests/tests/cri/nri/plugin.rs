@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use coracle_tests::client::TIMEOUT;
 use coracle_tests::daemon::Daemon;
 use coracle_tests::tools;
 use serde_json::Value;
@@ -67,7 +68,8 @@ impl Plugin {
 
     /// The first event of that name, once it has come.
     pub async fn wait_for(&self, name: &str) -> Value {
-        for _ in 0..3000 {
+        let end = Instant::now() + TIMEOUT;
+        while Instant::now() < end {
             if let Some(found) = self
                 .events()
                 .into_iter()

@@ -4,13 +4,13 @@
 //! release before.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client::container;
 use coracle_tests::daemon::{self, Daemon};
 use coracle_tests::procs::Role;
+use coracle_tests::tools;
 use cri::ContainerState::ContainerRunning;
 
 use super::pids;
@@ -52,8 +52,7 @@ fn other_build(daemon: &Daemon) -> PathBuf {
         bytes[at] = b'9';
     }
     let path = daemon.scratch().dir().join("coracle");
-    std::fs::write(&path, bytes).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    tools::install(&path, &bytes).unwrap();
     path
 }
 

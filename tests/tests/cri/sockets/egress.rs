@@ -8,8 +8,8 @@ use std::process::Command;
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client::container;
 use coracle_tests::daemon::Daemon;
-use coracle_tests::guests;
 use coracle_tests::nameserver::Answer;
+use coracle_tests::{guests, tools};
 use tonic::Code;
 
 use super::{
@@ -271,11 +271,9 @@ async fn a_list_lets_others_in_and_the_pod_talk_to_itself() {
 /// What the program of `inject.c` says. With the pid of a guest: what connect(2) answers to one that asks the kernel
 /// itself, past everything that WebAssembly's host functions hold.
 fn inject(daemon: &Daemon, arguments: &[String]) -> String {
-    use std::os::unix::fs::PermissionsExt as _;
     let program = daemon.scratch().dir().join("inject");
     if !program.exists() {
-        fs::write(&program, guests::inject().unwrap()).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        tools::install(&program, &guests::inject().unwrap()).unwrap();
     }
     let printed = Command::new(program).args(arguments).output().unwrap();
     assert!(printed.status.success(), "{printed:?}");

@@ -248,6 +248,7 @@ async fn what_is_never_completed_is_given_up() {
             ("requestid", request),
         ]
     };
+    let began = std::time::Instant::now();
     let (_, mut error) = session
         .stream(&headers("error", "a"))
         .await
@@ -257,7 +258,6 @@ async fn what_is_never_completed_is_given_up() {
     let (_, mut twice) = session.stream(&headers("data", "b")).await.unwrap().split();
     assert_eq!(twice.rest().await, b"");
     assert!(twice.was_reset, "a second stream of a kind");
-    let began = std::time::Instant::now();
     let why = String::from_utf8(error.rest().await).unwrap();
     assert!(why.contains("request a: timed out"), "{why}");
     assert_eq!(data.rest().await, b"");

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use coracle_tests::client::TIMEOUT;
 use coracle_tests::daemon::Options;
 use coracle_tests::streaming::websocket::handshake;
 use coracle_tests::streaming::{Ends, MODERN, Remote, Url, upgrade};
@@ -319,7 +320,7 @@ async fn clients_that_never_finish_their_request_are_let_go() {
     }
     let began = Instant::now();
     let output = tokio::time::timeout(
-        Duration::from_secs(5),
+        Duration::from_secs(20),
         run(&pod, &id, "echo alive", MODERN[0]),
     )
     .await;
@@ -329,14 +330,10 @@ async fn clients_that_never_finish_their_request_are_let_go() {
     assert!(grown < 32 * 1024, "the daemon grew by {grown} KiB");
     for socket in &mut slow {
         let mut rest = Vec::new();
-        let closed = tokio::time::timeout(Duration::from_secs(40), socket.read_to_end(&mut rest));
+        let closed = tokio::time::timeout(TIMEOUT, socket.read_to_end(&mut rest));
         // By a reset or an end, but closed.
         closed.await.expect("still open").ok();
     }
-    assert!(
-        began.elapsed() < Duration::from_secs(60),
-        "{:?}",
-        began.elapsed()
-    );
+    assert!(began.elapsed() < TIMEOUT * 2, "{:?}", began.elapsed());
     daemon.finish().await.unwrap();
 }
