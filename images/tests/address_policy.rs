@@ -11,7 +11,7 @@ use std::time::Duration;
 use coracle_images::{
     Credentials, Digest, Error, ErrorKind, Images, ImagesConfig, Limits, PullRequest,
 };
-use support::{MODULE, Parts, Reply, Scratch, ScriptedRegistry, free_port};
+use support::{MODULE, Parts, Reply, Scratch, ScriptedRegistry, closed_port};
 
 const SECRET: &[u8] = br#"{"schemaVersion": "a secret of the node"}"#;
 
@@ -70,7 +70,7 @@ impl Site {
 async fn open(root: &Path, plain_http: Vec<String>) -> Images {
     let mut config = ImagesConfig::new(root);
     config.plain_http = plain_http;
-    config.pull_idle_timeout = Duration::from_secs(5);
+    config.pull_idle_timeout = Duration::from_secs(60);
     Images::open(config, std::sync::Arc::new(support::Unpackers))
         .await
         .unwrap()
@@ -200,7 +200,7 @@ async fn what_is_read_whole_is_bounded_before_it_is_read() {
             ..Limits::default()
         };
         let mut config = ImagesConfig::new(&scratch.0);
-        (config.limits, config.pull_idle_timeout) = (limits, Duration::from_secs(5));
+        (config.limits, config.pull_idle_timeout) = (limits, Duration::from_secs(60));
         let images = Images::open(config, std::sync::Arc::new(support::Unpackers))
             .await
             .unwrap();
@@ -227,7 +227,7 @@ async fn what_is_read_whole_is_bounded_before_it_is_read() {
 async fn a_registry_that_is_not_there_is_said_to_be_so() {
     let scratch = Scratch::new();
     let images = open(&scratch.0, vec![]).await;
-    let host = format!("127.0.0.1:{}", free_port());
+    let host = format!("127.0.0.1:{}", closed_port());
     let error = images
         .pull(PullRequest::new(format!("{host}/app:v1")))
         .await

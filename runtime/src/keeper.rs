@@ -23,3 +23,16 @@ mod reports;
 mod tokens;
 
 pub use container_process::main as container_main;
+
+/// A process that is about to execute a program holds copies of all that this one has open. Tests which make processes, and
+/// those which such copies would mislead, are one at a time.
+#[cfg(test)]
+mod forking {
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    static FORKING: Mutex<()> = Mutex::new(());
+
+    pub(super) fn held() -> MutexGuard<'static, ()> {
+        FORKING.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

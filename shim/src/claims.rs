@@ -311,6 +311,7 @@ mod tests {
 
     #[test]
     fn each_resource_of_another_daemon_is_refused_by_name() {
+        let _alone = crate::forking::held();
         let dir = Scratch::new("claims-each");
         let first = config(&dir, 1);
         let held = take(&dir, &first).unwrap();
@@ -358,6 +359,7 @@ mod tests {
 
     #[test]
     fn pods_keep_subnet_interfaces_and_ids_while_their_daemon_is_away() {
+        let _alone = crate::forking::held();
         let dir = Scratch::new("claims-away");
         let first = config(&dir, 1);
         fs::create_dir_all(first.root.join("pods/a")).unwrap();
@@ -393,6 +395,7 @@ mod tests {
 
     #[test]
     fn a_root_is_the_same_at_every_start_and_a_release_leaves_nothing() {
+        let _alone = crate::forking::held();
         let dir = Scratch::new("claims-same");
         let own = config(&dir, 1);
         let instance = |own: &Config| {

@@ -16,6 +16,8 @@ mod cdi;
 mod check;
 mod claims;
 mod cli;
+#[cfg(test)]
+mod forking;
 mod host_config;
 mod logging;
 mod manual;

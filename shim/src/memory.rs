@@ -143,16 +143,32 @@ fn resident() -> Option<u64> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
-    use std::sync::Mutex;
-
     use super::*;
 
-    /// Held by a test that looks at the memory of the process.
-    static MEMORY: Mutex<()> = Mutex::new(());
+    /// Each in a process of its own: the memory that other tests take would count.
+    #[test]
+    fn freed_memory_is_returned_whatever_was_returned_before() {
+        let _forking = crate::forking::held();
+        for name in [
+            "freed_memory_is_returned",
+            "what_was_returned_under_load_does_not_hide_what_is_free_afterwards",
+        ] {
+            let alone = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--ignored", "--exact"])
+                .arg(format!("memory::tests::{name}"))
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&alone.stdout);
+            assert!(
+                alone.status.success() && said.contains("1 passed"),
+                "{said}"
+            );
+        }
+    }
 
     #[test]
+    #[ignore = "it measures its process; the test above runs it"]
     fn freed_memory_is_returned() {
-        let _alone = MEMORY.lock().unwrap();
         let held: Vec<String> = (0..1_000_000_u32).map(|n| n.to_string()).collect();
         // The allocations after them keep the heap from shrinking by itself.
         let last = std::hint::black_box(Box::new([1_u8; 64]));
@@ -179,15 +195,15 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "it measures its process; the first test runs it"]
     fn what_was_returned_under_load_does_not_hide_what_is_free_afterwards() {
-        let _alone = MEMORY.lock().unwrap();
         let held: Vec<String> = (0..200_000_u32).map(|n| n.to_string()).collect();
         let last = std::hint::black_box(Box::new([1_u8; 64]));
+        drop(held);
         let [under_load, quiet] = &KEPT;
         let full = resident().unwrap();
         under_load.store(full, Ordering::Release);
         quiet.store(full - 2 * QUIET_WORTH, Ordering::Release);
-        drop(held);
         assert!(trim(Check::Quiet));
         assert!(resident().unwrap() < full);
         assert_eq!(last[0], 1);

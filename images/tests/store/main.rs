@@ -56,7 +56,7 @@ fn linux(salt: &str) -> Parts {
 
 async fn open(root: &Path) -> Images {
     let mut config = ImagesConfig::new(root);
-    config.pull_idle_timeout = Duration::from_secs(5);
+    config.pull_idle_timeout = Duration::from_secs(60);
     Images::open(config, Arc::new(Unpackers)).await.unwrap()
 }
 

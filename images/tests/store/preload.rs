@@ -131,7 +131,7 @@ async fn a_fifo_does_not_hold_the_start_up() {
     mknodat(CWD, &fifo, FileType::Fifo, mode, 0).unwrap();
     let images = open(&scratch.0).await;
     let preloading = names(&images, &directory);
-    let ended = tokio::time::timeout(Duration::from_secs(30), preloading).await;
+    let ended = tokio::time::timeout(Duration::from_secs(120), preloading).await;
     assert_eq!(ended.expect("it hangs"), ["r.io/b:1"]);
 }
 

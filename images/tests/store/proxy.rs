@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use coracle_images::{Digest, ErrorKind, Images, ImagesConfig, Proxies};
@@ -9,7 +10,7 @@ use coracle_images::{Digest, ErrorKind, Images, ImagesConfig, Proxies};
 use super::pull;
 use crate::support::http_proxy::HttpProxy;
 use crate::support::tls::{Certificates, TlsFront};
-use crate::support::{MODULE, Parts, Reply, Scratch, ScriptedRegistry, Unpackers, free_port};
+use crate::support::{MODULE, Parts, Reply, Scratch, ScriptedRegistry, Unpackers, closed_port};
 
 const IMAGE: &str = "registry.invalid/app:v1";
 /// `me:canary`.
@@ -53,10 +54,11 @@ impl Site {
 }
 
 async fn open(scratch: &Path, proxies: Proxies, plain: bool) -> Images {
-    let root = scratch.join(format!("root-{}", free_port()));
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let root = scratch.join(format!("root-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
     std::fs::create_dir(&root).unwrap();
     let mut config = ImagesConfig::new(root);
-    config.pull_idle_timeout = Duration::from_secs(5);
+    config.pull_idle_timeout = Duration::from_secs(60);
     config.registry_config = Some(scratch.join("certs.d"));
     config.proxies = proxies;
     if plain {
@@ -125,7 +127,7 @@ async fn a_host_of_hosts_toml_has_a_proxy_of_its_own() {
     )
     .unwrap();
     // Whatever holds for others.
-    let nobody = format!("http://127.0.0.1:{}", free_port());
+    let nobody = format!("http://127.0.0.1:{}", closed_port());
     for proxies in [
         Proxies::default(),
         Proxies::new(&nobody, &["*".to_owned()]).unwrap(),
@@ -227,7 +229,7 @@ async fn a_registry_in_plain_leads_nowhere_else_in_plain_through_a_proxy() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failure_names_the_proxy_and_what_it_did() {
     let site = Site::new().await;
-    let nobody = format!("127.0.0.1:{}", free_port());
+    let nobody = format!("127.0.0.1:{}", closed_port());
     let closed = HttpProxy::start(&[], None).await;
     let wary = HttpProxy::start(
         &[("registry.invalid", &site.registry.host)],

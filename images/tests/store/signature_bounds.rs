@@ -47,28 +47,28 @@ async fn signatures_by_many_keys_are_verified_beside_the_async_threads() {
     let key = STANDARD.encode(std::fs::read(known.public()).unwrap());
     let keys = vec![key; 4000];
     let node = Node::new(&json!({"default": [{"type": "sigstoreSigned", "keyDatas": keys}]})).await;
-    let longest = tokio::spawn(async {
-        let (mut longest, mut last) = (Duration::ZERO, Instant::now());
-        loop {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-            longest = longest.max(last.elapsed());
-            last = Instant::now();
-            LONGEST_MS.store(longest.as_millis() as u64, Ordering::Relaxed);
+    let turns = Arc::new(AtomicU64::new(0));
+    let others = tokio::spawn({
+        let turns = Arc::clone(&turns);
+        async move {
+            loop {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                turns.fetch_add(1, Ordering::Relaxed);
+            }
         }
     });
     let began = Instant::now();
     node.refuses(&format!("{name}:v1"), "none of the image's 8 signatures")
         .await;
-    let (all, longest_ms) = (began.elapsed(), LONGEST_MS.load(Ordering::Relaxed));
-    longest.abort();
+    let (all, turns) = (began.elapsed(), turns.load(Ordering::Relaxed));
+    others.abort();
     assert!(
         all > Duration::from_millis(500),
         "too little to verify: {all:?}"
     );
-    assert!(longest_ms < 400, "nothing else ran for {longest_ms} ms");
+    // Most of a hundred; some are before and after the verification.
+    assert!(turns > 40, "others had {turns} turns in {all:?}");
 }
-
-static LONGEST_MS: AtomicU64 = AtomicU64::new(0);
 
 /// There are eight permits for large documents in the whole process.
 #[tokio::test(flavor = "multi_thread")]

@@ -49,7 +49,7 @@ async fn a_running_pull_is_listed_with_its_bytes_and_gone_when_it_ends() {
     assert_eq!((name, *total_bytes), (&reference, all));
     assert!(seen[0].received_bytes < all);
     // The caller has left, and so has the pull.
-    tokio::time::timeout(Duration::from_secs(10), async {
+    tokio::time::timeout(Duration::from_secs(60), async {
         while !images.transfers("").is_empty() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

@@ -55,13 +55,28 @@ impl Drop for Scratch {
     }
 }
 
-/// A port that nobody listened on a moment ago.
+/// A port that nobody listens on for as long as this process lives.
+pub fn closed_port() -> u16 {
+    use rustix::net::{AddressFamily, SocketType, bind, getsockname, socket};
+    let taken = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    let any: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
+    bind(&taken, &any).unwrap();
+    let address: std::net::SocketAddr = getsockname(&taken).unwrap().try_into().unwrap();
+    // It is bound and never listens.
+    std::mem::forget(taken);
+    address.port()
+}
+
+/// A port that nobody has now, below those that the kernel gives to whoever asks for any.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    loop {
+        let number = std::process::id() as usize * 64 + NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = 20_000 + u16::try_from(number % 10_000).unwrap();
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Bytes that do not compress and differ by seed.

@@ -154,9 +154,12 @@ fn registry_config(storage: &Path, port: u16) -> String {
 }
 
 async fn answers(host: &str, process: &mut Child) -> bool {
-    for _ in 0..400 {
+    for _ in 0..2400 {
         if TcpStream::connect(host).await.is_ok() {
             return process.try_wait().unwrap().is_none();
+        }
+        if process.try_wait().unwrap().is_some() {
+            return false;
         }
         tokio::time::sleep(Duration::from_millis(25)).await;
     }

@@ -398,25 +398,29 @@ mod tests {
     }
 
     /// A directory that looks like a v2 cgroup: the rules of `set` that need no kernel.
-    struct FakeTree(V2);
+    struct FakeTree(
+        V2,
+        #[allow(dead_code, reason = "it goes with the directory")] tempfile::TempDir,
+    );
 
     impl FakeTree {
-        fn new(name: &str, files: &[(&str, &str)]) -> Self {
-            let dir =
-                std::env::temp_dir().join(format!("coracle-v2-{name}-{}", std::process::id()));
-            std::fs::create_dir_all(dir.join("pod")).unwrap();
+        fn new(files: &[(&str, &str)]) -> Self {
+            let temp = tempfile::tempdir().unwrap();
+            let dir = temp.path().to_owned();
+            std::fs::create_dir(dir.join("pod")).unwrap();
             for (file, text) in files {
                 std::fs::write(dir.join("pod").join(file), text).unwrap();
             }
             let wanted = vec!["memory", "hugetlb"];
             let page_sizes = vec!["2MB".to_owned()];
-            Self(V2 {
+            let tree = V2 {
                 mount: dir,
                 wanted,
                 page_sizes,
                 programs: bpf::Programs::default(),
                 nsdelegate: false,
-            })
+            };
+            Self(tree, temp)
         }
 
         /// Whether `file` starts with `value`. The rest of an older, longer text does not count: a look-alike
@@ -427,15 +431,9 @@ mod tests {
         }
     }
 
-    impl Drop for FakeTree {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0.mount);
-        }
-    }
-
     #[test]
     fn a_new_period_keeps_the_quota() {
-        let tree = FakeTree::new("period", &[("cpu.max", "20000 100000\n")]);
+        let tree = FakeTree::new(&[("cpu.max", "20000 100000\n")]);
         let period = |period| Limits {
             cpu_period: Some(period),
             ..Limits::default()
@@ -454,7 +452,7 @@ mod tests {
             ("memory.swap.max", "max\n"),
             ("memory.current", "0\n"),
         ];
-        let tree = FakeTree::new("swap", &files);
+        let tree = FakeTree::new(&files);
         let total = Limits {
             memory_swap_bytes: Some(1700),
             ..Limits::default()
@@ -476,7 +474,7 @@ mod tests {
             ("memory.current", "5000\n"),
             ("cpu.weight", "100\n"),
         ];
-        let tree = FakeTree::new("below", &files);
+        let tree = FakeTree::new(&files);
         let limits = Limits {
             memory_bytes: Some(4000),
             cpu_shares: Some(2),
@@ -510,7 +508,7 @@ mod tests {
             ("memory.max", "max\n"),
             ("memory.current", "0\n"),
         ];
-        let tree = FakeTree::new("undo", &files);
+        let tree = FakeTree::new(&files);
         // Writing to a directory is refused by any kernel.
         std::fs::create_dir(tree.0.dir("/pod").join("pids.max")).unwrap();
         let limits = Limits {
@@ -527,7 +525,7 @@ mod tests {
 
     #[test]
     fn unified_keys_are_files_of_controllers() {
-        let tree = FakeTree::new("unified", &[("memory.high", "max\n")]);
+        let tree = FakeTree::new(&[("memory.high", "max\n")]);
         let key = |key: &str| Limits {
             unified: [(key.to_owned(), "1".to_owned())].into(),
             ..Limits::default()
@@ -563,7 +561,7 @@ mod tests {
         tree.create(&path, &Limits::default()).unwrap();
         assert!(tree.dir(&path).join("cgroup.kill").exists());
         files::remove_tree(&tree.dir(&parent), std::time::Instant::now()).unwrap_err();
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(1);
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
         files::remove_tree(&tree.dir(&parent), deadline).unwrap();
         assert!(!tree.dir(&parent).exists());
     }

@@ -11,6 +11,7 @@
 
 use std::fs::File;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
@@ -58,10 +59,11 @@ pub enum OutputStream {
     Err,
 }
 
-/// The thread that writes one container's log.
+/// The thread that writes one container's log. Without [`LogThread::join`] it goes on, and what it uses stays.
 pub struct LogThread {
     thread: libc::pthread_t,
-    shared: Box<Shared>,
+    /// The thread uses it until it is joined.
+    shared: ManuallyDrop<Box<Shared>>,
     work: *mut Work,
 }
 
@@ -137,7 +139,7 @@ impl LogThread {
         }
         Ok(Self {
             thread,
-            shared,
+            shared: ManuallyDrop::new(shared),
             work,
         })
     }
@@ -200,7 +202,8 @@ impl LogThread {
         unsafe { libc::pthread_join(self.thread, std::ptr::null_mut()) };
         // SAFETY: `spawn` leaked this Box for the thread, which is gone; nobody else has the pointer.
         drop(unsafe { Box::from_raw(self.work) });
-        self.shared.client_pipes.iter().for_each(PipeSlots::close);
+        let shared = ManuallyDrop::into_inner(self.shared);
+        shared.client_pipes.iter().for_each(PipeSlots::close);
     }
 }
 
@@ -406,17 +409,24 @@ fn write_line(file: RawFd, mut bytes: &[u8], shared: &Shared) {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use std::io::{Read as _, Seek as _, Write as _};
+    use std::time::{Duration, Instant};
+
+    use rustix::pipe::PipeFlags;
 
     use super::*;
 
-    fn wait_for(mut seen: impl FnMut() -> bool) {
-        for _ in 0..2000 {
-            if seen() {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(1));
+    /// Waits until `seen`, on however slow a machine.
+    pub(super) fn wait_for(mut seen: impl FnMut() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !seen() {
+            assert!(Instant::now() < deadline, "it never came");
+            std::thread::sleep(Duration::from_millis(1));
         }
-        panic!("it never came");
+    }
+
+    /// Not left to the processes that other tests execute, which would keep it from ending.
+    fn pipe() -> (OwnedFd, OwnedFd) {
+        rustix::pipe::pipe_with(PipeFlags::CLOEXEC).unwrap()
     }
 
     fn content(file: &mut File) -> String {
@@ -434,12 +444,12 @@ mod tests {
 
     #[test]
     fn a_log_whose_output_was_closed_is_reopened() {
-        let (out, out_in) = rustix::pipe::pipe().unwrap();
+        let (out, out_in) = pipe();
         let log = LogThread::start(out, None, Some(memfile())).unwrap();
         drop(out_in);
         wait_for(|| log.is_finished());
         log.acknowledge();
-        let (reader, file) = rustix::pipe::pipe().unwrap();
+        let (reader, file) = pipe();
         log.reopen(file);
         wait_for(|| log.has_reopened());
         // The file is closed, or this would wait.
@@ -450,12 +460,12 @@ mod tests {
     /// Each rotation hands over a descriptor, which has one owner at any time.
     #[test]
     fn rotations_in_a_row_leave_no_descriptor_open_and_close_none_twice() {
-        let (out, out_in) = rustix::pipe::pipe().unwrap();
+        let (out, out_in) = pipe();
         let log = LogThread::start(out, None, Some(memfile())).unwrap();
         let mut readers = Vec::new();
         for _ in 0..2000 {
             let (reader, file) =
-                rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();
+                rustix::pipe::pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).unwrap();
             log.reopen(file);
             readers.push(reader);
             if readers.len() == 100 {
@@ -463,7 +473,8 @@ mod tests {
                 // The last file is in use, all others are closed.
                 let last = readers.pop().unwrap();
                 for reader in readers.drain(..) {
-                    assert_eq!(rustix::io::read(&reader, &mut [0; 1]), Ok(0));
+                    // A process that another test is about to execute holds copies until then.
+                    wait_for(|| rustix::io::read(&reader, &mut [0; 1]) == Ok(0));
                 }
                 readers.push(last);
             }
@@ -481,8 +492,8 @@ mod tests {
 
     #[test]
     fn both_streams_are_stamped_and_a_reopen_loses_nothing() {
-        let (out, out_in) = rustix::pipe::pipe().unwrap();
-        let (err, err_in) = rustix::pipe::pipe().unwrap();
+        let (out, out_in) = pipe();
+        let (err, err_in) = pipe();
         let (mut first, mut second) = (memfile(), memfile());
         let log = LogThread::start(out, Some(err), Some(first.try_clone().unwrap())).unwrap();
         let mut out_in = File::from(out_in);
@@ -509,22 +520,25 @@ mod tests {
 
     #[test]
     fn a_file_that_is_slow_to_close_is_followed_by_the_newest_one() {
-        // Closing it waits a second for the peer, which takes nothing.
+        // A copy of it in a process that another test makes would have it closed at once here.
+        let _alone = crate::keeper::forking::held();
+        // Closing it waits for the peer, which takes nothing.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let slow = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (_peer, _) = listener.accept().unwrap();
+        let (peer, _) = listener.accept().unwrap();
         slow.set_nonblocking(true).unwrap();
         while (&slow).write(&[0; 65_536]).is_ok() {}
-        let linger = Some(std::time::Duration::from_secs(1));
+        let linger = Some(Duration::from_secs(600));
         rustix::net::sockopt::set_socket_linger(&slow, linger).unwrap();
-        let (out, out_in) = rustix::pipe::pipe().unwrap();
+        let (out, out_in) = pipe();
         let (first, mut second) = (memfile(), memfile());
         let slow = File::from(OwnedFd::from(slow));
         let log = LogThread::start(out, None, Some(slow)).unwrap();
         log.reopen(first.into());
-        std::thread::sleep(std::time::Duration::from_millis(300));
+        std::thread::sleep(Duration::from_millis(300));
         assert!(!log.has_reopened(), "the old file is still open");
         log.reopen(second.try_clone().unwrap().into());
+        drop(peer);
         wait_for(|| log.has_reopened());
         let mut out_in = File::from(out_in);
         out_in.write_all(b"line\n").unwrap();
@@ -540,7 +554,7 @@ mod tests {
 
     #[test]
     fn who_reads_a_containers_output_itself_does_not_hold_up_its_log() {
-        let (out, out_in) = rustix::pipe::pipe().unwrap();
+        let (out, out_in) = pipe();
         let own = format!("/proc/self/fd/{}", out_in.as_raw_fd());
         let mut thief = File::open(own).unwrap();
         let file = memfile();
@@ -560,8 +574,8 @@ mod tests {
 
     #[test]
     fn a_full_disk_drops_lines_and_close_ends_the_thread_under_a_held_pipe() {
-        let (out, out_in) = rustix::pipe::pipe().unwrap();
-        let (err, _err_in) = rustix::pipe::pipe().unwrap();
+        let (out, out_in) = pipe();
+        let (err, _err_in) = pipe();
         let full = File::options().write(true).open("/dev/full").unwrap();
         let log = LogThread::start(out, Some(err), Some(full)).unwrap();
         File::from(out_in.try_clone().unwrap())
@@ -576,7 +590,7 @@ mod tests {
 
     #[test]
     fn an_unterminated_line_is_written_while_the_pipe_is_held_open() {
-        let (out, out_in) = rustix::pipe::pipe().unwrap();
+        let (out, out_in) = pipe();
         let mut file = memfile();
         let log = LogThread::start(out, None, Some(file.try_clone().unwrap())).unwrap();
         let mut out_in = File::from(out_in);

@@ -47,6 +47,12 @@ mod tests {
 
     #[test]
     fn a_child_inherits_it_through_a_change_of_ids() {
+        fork::test_alone("dump::tests::a_forked_child_inherits_it");
+    }
+
+    #[test]
+    #[ignore = "it forks; the test above runs it in a process of its own"]
+    fn a_forked_child_inherits_it() {
         let Forked::Parent { pidfd } = fork::fork(0, None).unwrap() else {
             let kept = || {
                 forbid()?;

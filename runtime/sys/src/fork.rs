@@ -223,3 +223,19 @@ pub fn set_title(title: &str) {
     area.fill(0);
     area[..taken].copy_from_slice(&title.as_bytes()[..taken]);
 }
+
+/// Runs the ignored test `name` of this program in a process of its own with one thread: what that is forked into may
+/// allocate, and nobody else forks it or writes to its memory meanwhile.
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+pub(crate) fn test_alone(name: &str) {
+    let alone = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "--test-threads=1", name])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&alone.stdout);
+    assert!(
+        alone.status.success() && said.contains("1 passed"),
+        "{said}"
+    );
+}

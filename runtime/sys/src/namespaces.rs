@@ -143,19 +143,9 @@ mod tests {
         }
     }
 
-    /// What is forked from a process with one thread may allocate and start threads, as the daemon's processes do.
     #[test]
     fn whoever_uses_up_what_root_may_have_does_not_stop_us() {
-        let alone = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "--test-threads=1"])
-            .arg("namespaces::tests::what_root_may_have_is_used_up")
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&alone.stdout);
-        assert!(
-            alone.status.success() && said.contains("1 passed"),
-            "{said}"
-        );
+        fork::test_alone("namespaces::tests::what_root_may_have_is_used_up");
     }
 
     #[test]

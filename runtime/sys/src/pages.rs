@@ -219,6 +219,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn pages_are_held_and_found() {
+        for name in [
+            "pages_of_the_heap_are_held_up_to_the_limit",
+            "pages_written_since_the_last_fork_are_found",
+        ] {
+            crate::fork::test_alone(&format!("pages::tests::{name}"));
+        }
+    }
+
+    #[test]
+    #[ignore = "others' forks share its pages; the test above runs it in a process of its own"]
     fn pages_of_the_heap_are_held_up_to_the_limit() {
         let page = rustix::param::page_size();
         let limit = MAX_PIPES * PIPE_BYTES / page;
@@ -237,11 +248,11 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "others' forks share its pages; the first test runs it in a process of its own"]
     fn pages_written_since_the_last_fork_are_found() {
         let page = rustix::param::page_size();
         let mut memory = vec![1_u8; 64 * page];
         let mut held = hold().unwrap();
-        // Other tests may write to pages of their own meanwhile; these are looked at alone.
         let start = memory.as_ptr().addr().next_multiple_of(page);
         held.writable = vec![(start, start + 32 * page)];
         held.find_written();

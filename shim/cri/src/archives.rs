@@ -276,7 +276,7 @@ mod tests {
             let written = parts.write_all(&vec![7; 3 * PART_BYTES]);
             written.unwrap_err().kind()
         });
-        let written = tokio::time::timeout(Duration::from_secs(20), writing).await;
+        let written = tokio::time::timeout(Duration::from_secs(60), writing).await;
         assert_eq!(written.unwrap().unwrap(), io::ErrorKind::TimedOut);
         let sent: Vec<_> = events::until(receiver, ended).collect().await;
         assert_eq!(sent.len(), 2);

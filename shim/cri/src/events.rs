@@ -215,9 +215,11 @@ mod tests {
     }
 
     const SHORT: Duration = Duration::from_millis(400);
+    /// Longer than any pause that a slow machine makes here.
+    const LONG: Duration = Duration::from_secs(60);
 
-    /// Twenty messages, and what tells whether they are held.
-    fn held() -> (Replies<usize>, Arc<()>) {
+    /// Twenty messages, held for `patience`, and what tells whether they are held.
+    fn held(patience: Duration) -> (Replies<usize>, Arc<()>) {
         let held = Arc::new(());
         let messages = (0..20).map({
             let held = Arc::clone(&held);
@@ -226,30 +228,39 @@ mod tests {
                 Ok(number)
             }
         });
-        (held_for(SHORT, stream::iter(messages)), held)
+        (held_for(patience, stream::iter(messages)), held)
+    }
+
+    /// Waits until nobody holds the messages.
+    async fn dropped(messages: Arc<()>, within: Duration) {
+        let held = async {
+            while Arc::strong_count(&messages) > 1 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let dropped = tokio::time::timeout(within, held).await;
+        dropped.expect("they are held");
     }
 
     #[tokio::test]
     async fn a_list_whose_client_takes_nothing_is_given_up_and_one_that_is_slow_is_not() {
-        let (mut stream, messages) = held();
+        let (mut stream, messages) = held(SHORT);
         stream.next().await.unwrap().unwrap();
-        tokio::time::sleep(SHORT * 2).await;
-        assert_eq!(Arc::strong_count(&messages), 1, "they are held");
+        dropped(messages, LONG).await;
         let rest: Vec<_> = stream.collect().await;
         let error = rest.last().unwrap().as_ref().unwrap_err();
         assert_eq!(error.code(), tonic::Code::DeadlineExceeded);
-        // It takes all of it, if slowly.
-        let (mut stream, _messages) = held();
+        // It takes all of it, if slowly: longer than the patience in all, and far less at a time.
+        let (mut stream, _messages) = held(SHORT * 8);
         for number in 0..20 {
-            tokio::time::sleep(SHORT / 8).await;
+            tokio::time::sleep(SHORT / 2).await;
             assert_eq!(stream.next().await.unwrap().unwrap(), number);
         }
         assert!(stream.next().await.is_none());
         // One that leaves holds nothing.
-        let (stream, messages) = held();
+        let (stream, messages) = held(LONG * 10);
         drop(stream);
-        tokio::time::sleep(SHORT / 2).await;
-        assert_eq!(Arc::strong_count(&messages), 1);
+        dropped(messages, LONG).await;
     }
 
     #[tokio::test]

@@ -129,7 +129,7 @@ mod tests {
         let mut command = Command::new("/bin/sh");
         let mut process =
             Process::start("sh", command.args(["-c", "echo why; exit 3"]), &log).unwrap();
-        process.wait(Duration::from_secs(5)).await.unwrap();
+        process.wait(Duration::from_secs(60)).await.unwrap();
         let error = process.expect_running().unwrap_err().to_string();
         assert!(
             error.contains("sh ended with exit status: 3") && error.contains("why"),

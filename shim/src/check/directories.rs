@@ -260,6 +260,7 @@ mod tests {
 
     #[test]
     fn live_sockets_dead_sockets_and_files_are_recognised() {
+        let _alone = crate::forking::held();
         let scratch = Scratch::new("socket");
         let path = scratch.0.join("c.sock");
         assert_eq!(socket(&path).level, Level::Ok);

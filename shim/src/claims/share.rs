@@ -81,6 +81,7 @@ mod tests {
 
     #[test]
     fn daemons_have_different_shares_and_keep_them_while_they_have_pods() {
+        let _alone = crate::forking::held();
         let dir = Scratch::new("claims-share");
         let claims = dir.0.join("claims");
         fs::create_dir_all(&claims).unwrap();
@@ -99,6 +100,7 @@ mod tests {
 
     #[test]
     fn without_a_free_share_there_is_none() {
+        let _alone = crate::forking::held();
         let dir = Scratch::new("claims-shares");
         let claims = dir.0.join("claims");
         fs::create_dir_all(&claims).unwrap();

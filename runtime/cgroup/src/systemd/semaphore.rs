@@ -75,7 +75,9 @@ mod tests {
                 });
             }
         });
-        assert_eq!(most.into_inner(), 2);
+        assert!(most.into_inner() <= 2);
         assert_eq!(passed.into_inner(), 10);
+        // Two at once, or this would wait for ever.
+        let _both = [semaphore.acquire(), semaphore.acquire()];
     }
 }

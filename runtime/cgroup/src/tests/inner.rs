@@ -70,10 +70,10 @@ fn processes_are_in_the_inner_cgroup_and_count_for_the_outer() {
             .or(text.lines().find(|line| line.starts_with("0::")));
         assert!(line.unwrap().ends_with("/payload"), "{text}");
     }
-    outer.kill().unwrap();
+    killed(&outer);
     init.wait().unwrap();
-    outer.remove().unwrap();
-    assert!(!outer.exists() && !inner.exists());
+    removed(&outer);
+    assert!(!inner.exists());
 }
 
 #[test]
@@ -173,7 +173,7 @@ fn a_death_in_the_inner_cgroup_and_what_it_was_refused_are_known_outside() {
         let throttling = outer.stats().unwrap().throttling;
         throttling.is_some_and(|found| found.throttled_periods > 2 && found.throttled_ns > 0)
     });
-    outer.kill().unwrap();
+    killed(&outer);
     busy.wait().unwrap();
 }
 
@@ -243,7 +243,7 @@ fn cost_of_each_exposure() {
                 .unwrap();
             made += begun.elapsed();
             let begun = Instant::now();
-            cgroup.remove().unwrap();
+            super::removed(&cgroup);
             removed += begun.elapsed();
         }
         println!(

@@ -15,7 +15,7 @@ fn signalled(parent: &Parent) -> Cgroups {
 fn two_thousand_processes_are_killed_with_few_descriptors() {
     let parent = Parent::new();
     if let Ok(path) = std::env::var(FEW) {
-        return signalled(&parent).open(&path).unwrap().kill().unwrap();
+        return killed(&signalled(&parent).open(&path).unwrap());
     }
     let path = format!("{}/many", parent.path);
     let cgroup = signalled(&parent)
@@ -26,7 +26,7 @@ fn two_thousand_processes_are_killed_with_few_descriptors() {
         "i=0; while [ $i -lt 2000 ]; do sleep 1000 & i=$((i+1)); done; wait",
     );
     wait_for("all of them", || cgroup.pids().unwrap().len() > 2000);
-    let killed = Command::new("/bin/sh")
+    let killer = Command::new("/bin/sh")
         .args(["-c", r#"ulimit -n 320; exec "$0" "$@""#])
         .arg(std::env::current_exe().unwrap())
         .args([
@@ -36,9 +36,9 @@ fn two_thousand_processes_are_killed_with_few_descriptors() {
         .env(FEW, &path)
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&killed.stdout);
+    let said = String::from_utf8_lossy(&killer.stdout);
     assert!(
-        killed.status.success() && said.contains("1 passed"),
+        killer.status.success() && said.contains("1 passed"),
         "{said}"
     );
     assert_eq!(cgroup.pids().unwrap(), Vec::<i32>::new());
@@ -62,13 +62,14 @@ fn a_step_does_not_wait_for_what_does_not_die() {
     // Frozen from above, which killing an exec does not undo.
     let state = v1.dir("freezer", &path).unwrap().join("freezer.state");
     files::write(&state, "FROZEN").unwrap();
-    let (begun, mut steps, mut killing) = (Instant::now(), 0, leaf.killing());
+    let (begun, mut shortest, mut killing) = (Instant::now(), Duration::MAX, leaf.killing());
     let error = loop {
+        let step = Instant::now();
         match killing.step(Duration::ZERO) {
             Ok(is_done) => assert!(!is_done),
             Err(error) => break error,
         }
-        steps += 1;
+        shortest = shortest.min(step.elapsed());
         std::thread::sleep(Duration::from_millis(10));
     };
     assert!(
@@ -76,20 +77,20 @@ fn a_step_does_not_wait_for_what_does_not_die() {
         "{error}"
     );
     assert!(begun.elapsed() >= Duration::from_secs(2));
-    // Each took little of the two seconds.
-    assert!(steps > 20, "{steps} steps");
+    // A step takes little of the two seconds.
+    assert!(shortest < Duration::from_secs(1), "{shortest:?}");
     assert!(leaf.remove_some().unwrap_err().is_busy());
     files::write(&state, "THAWED").unwrap();
-    leaf.kill().unwrap();
+    wait_for("the end of the exec", || leaf.kill().is_ok());
     shell.wait().unwrap();
     wait_for("removal", || leaf.remove_some().is_ok());
-    container.kill().unwrap();
+    killed(&container);
 }
 
 #[test]
 fn a_killing_that_is_given_up_leaves_nothing_frozen() {
-    let dir = std::env::temp_dir().join(format!("coracle-given-up-{}", std::process::id()));
-    std::fs::create_dir(&dir).unwrap();
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().to_owned();
     let mut sleeper = Command::new("sleep").arg("1000").spawn().unwrap();
     std::fs::write(dir.join("cgroup.procs"), format!("{}\n", sleeper.id())).unwrap();
     // A freezer that never gets there, as with a process in uninterruptible sleep.
@@ -108,6 +109,5 @@ fn a_killing_that_is_given_up_leaves_nothing_frozen() {
     let left = std::fs::read_to_string(&state).unwrap();
     sleeper.kill().unwrap();
     sleeper.wait().unwrap();
-    std::fs::remove_dir_all(&dir).unwrap();
     assert!(left.starts_with("THAWED"), "{left}");
 }

@@ -129,11 +129,11 @@ fn a_container_has_a_cpuset_once_it_is_to_have_processors_of_its_own() {
     cgroup.set(&first).unwrap();
     let listed = v1_file(&cgroup, "cpuset", "cgroup.procs");
     assert!(listed.lines().any(|pid| pid == second.id().to_string()));
-    cgroup.kill().unwrap();
+    killed(&cgroup);
     for shell in [&mut shell, &mut second] {
         shell.wait().unwrap();
     }
-    cgroup.remove().unwrap();
+    removed(&cgroup);
     assert!(!own.exists());
 }
 
@@ -158,7 +158,7 @@ fn memory_below_usage_changes_nothing_and_cache_does_not_count() {
     });
     assert!(cgroup.stats().unwrap().memory_usage_bytes <= 24 << 20);
     assert_eq!(shell.try_wait().unwrap(), None, "nobody was killed");
-    cgroup.kill().unwrap();
+    killed(&cgroup);
     shell.wait().unwrap();
 
     let mut shell = run_in(
@@ -182,7 +182,7 @@ fn memory_below_usage_changes_nothing_and_cache_does_not_count() {
     assert!(error.is_invalid());
     assert_eq!(cgroup.stats().unwrap().memory_limit_bytes, Some(24 << 20));
     assert_eq!(cgroup.oom_kills().unwrap(), 0);
-    cgroup.kill().unwrap();
+    killed(&cgroup);
     shell.wait().unwrap();
 }
 

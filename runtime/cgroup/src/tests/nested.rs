@@ -40,13 +40,11 @@ fn a_chain_that_no_path_names_is_killed_and_removed() {
     }
     let pid = sleeper.id().cast_signed();
     assert_eq!(cgroup.pids().unwrap(), [pid]);
-    cgroup.kill().unwrap();
+    killed(&cgroup);
     assert!(!sleeper.wait().unwrap().success());
     // Once more from the freezer, which the kernel walks itself.
-    cgroup.kill().unwrap();
-    // It may take longer than one call on a busy machine.
-    wait_for("removal", || cgroup.remove().is_ok());
-    assert!(!cgroup.exists());
+    killed(&cgroup);
+    removed(&cgroup);
 }
 
 #[test]
@@ -58,8 +56,7 @@ fn deaths_for_lack_of_memory_are_counted_however_deep() {
     };
     drop(chain(&v1.dir("memory", cgroup.path()).unwrap(), 200));
     assert_eq!(cgroup.oom_kills().unwrap(), 0);
-    wait_for("removal", || cgroup.remove().is_ok());
-    assert!(!cgroup.exists());
+    removed(&cgroup);
 }
 
 #[test]
@@ -75,8 +72,7 @@ fn what_cannot_be_removed_in_time_is_removed_by_the_next_call() {
     walk::empty(&dir, Instant::now() + Duration::from_millis(2)).unwrap();
     let after = count();
     assert!(after < before, "{after} of {before} are left");
-    cgroup.remove().unwrap();
-    assert!(!cgroup.exists());
+    removed(&cgroup);
 }
 
 #[test]
@@ -91,6 +87,5 @@ fn after_its_deadline_a_removal_removes_one_and_ends() {
     let before = count();
     files::remove_tree(&dir, Instant::now()).unwrap_err();
     assert_eq!(count(), before - 1);
-    cgroup.remove().unwrap();
-    assert!(!cgroup.exists());
+    removed(&cgroup);
 }

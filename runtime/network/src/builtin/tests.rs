@@ -117,11 +117,10 @@ impl Node {
 
     /// Waits until the kernel has taken all interfaces away, then checks for leftovers.
     fn assert_clean(&self) {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while !self.interfaces().is_empty() {
-            assert!(Instant::now() < deadline, "left: {:?}", self.interfaces());
-            thread::sleep(Duration::from_millis(10));
-        }
+        wait_for(
+            || format!("left: {:?}", self.interfaces()),
+            || self.interfaces().is_empty(),
+        );
         assert_eq!(self.network.leases(), 0);
         let left: Vec<_> = std::fs::read_dir(self.dir.join("leases"))
             .unwrap()
@@ -148,6 +147,18 @@ impl Drop for Node {
         }
         // The table of sources is in this machine's own namespace.
         self.network.retire();
+    }
+}
+
+/// How long is waited for what must happen, on however slow a machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until `is_so`; says at the end of all patience what is there instead.
+fn wait_for(instead: impl Fn() -> String, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{}", instead());
+        thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -178,7 +189,7 @@ fn talk(server: Option<&OwnedFd>, client: Option<&OwnedFd>, address: IpAddr) -> 
     within(client, &mut || {
         let target = SocketAddr::new(address, port);
         // The kernel may put a new IPv6 address to use a moment late; a SYN is sent again after a second.
-        stream = Some(TcpStream::connect_timeout(&target, Duration::from_secs(5)).unwrap());
+        stream = Some(TcpStream::connect_timeout(&target, PATIENCE).unwrap());
     });
     let mut stream = stream.unwrap();
     let (mut accepted, peer) = listener.accept().unwrap();

@@ -131,7 +131,7 @@ mod tests {
         add("other");
         assert_eq!(calls.recv_timeout(short), Err(RecvTimeoutError::Timeout));
         add("ours");
-        let long = Duration::from_secs(5);
+        let long = Duration::from_secs(60);
         assert_eq!(calls.recv_timeout(long), Ok(()));
         assert_eq!(calls.recv_timeout(long), Ok(()), "it failed");
         assert_eq!(calls.recv_timeout(short), Err(RecvTimeoutError::Timeout));

@@ -9,11 +9,14 @@ use super::*;
 fn events_of(reports: &str) -> Vec<FromKeeper> {
     let (ours, theirs) = UnixStream::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
-    let child = Command::new("sh")
-        .args(["-c", "printf '%s\n' \"$0\"; exit 128", reports])
-        .stdout(OwnedFd::from(theirs))
-        .spawn()
-        .unwrap();
+    let child = {
+        let _forking = crate::keeper::forking::held();
+        Command::new("sh")
+            .args(["-c", "printf '%s\n' \"$0\"; exit 128", reports])
+            .stdout(OwnedFd::from(theirs))
+            .spawn()
+            .unwrap()
+    };
     let pid = rustix::process::Pid::from_child(&child);
     let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
     let tree = Tree {

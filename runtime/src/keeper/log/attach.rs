@@ -234,8 +234,9 @@ fn now_ms() -> u64 {
 mod tests {
     use std::fs::File;
     use std::io::{Read as _, Write as _};
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
+    use super::super::tests::wait_for;
     use super::super::{LogThread, OutputStream};
     use super::*;
 
@@ -259,11 +260,7 @@ mod tests {
     }
 
     fn end(log: LogThread) {
-        let limit = Instant::now() + Duration::from_secs(5);
-        while !log.is_finished() {
-            assert!(Instant::now() < limit, "the log thread goes on");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        wait_for(|| log.is_finished());
         log.join();
     }
 
@@ -324,11 +321,7 @@ mod tests {
         let clients: Vec<File> = (0..MAX_CLIENTS).map(|_| joined(&log)).collect();
         assert!(!log.attach(OutputStream::Out, pipe().1));
         drop(clients);
-        let limit = Instant::now() + Duration::from_secs(5);
-        while !log.attach(OutputStream::Out, pipe().1) {
-            assert!(Instant::now() < limit, "no place became free");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        wait_for(|| log.attach(OutputStream::Out, pipe().1));
         program.write_all(b"nobody reads").unwrap();
         drop(program);
         end(log);

@@ -3,10 +3,13 @@ use super::*;
 /// The wait status of a process that exited with 128, as one does that could not go on.
 #[allow(clippy::zombie_processes, reason = "waitid(2) reaps it")]
 fn exited() -> WaitIdStatus {
-    let child = std::process::Command::new("sh")
-        .args(["-c", "exit 128"])
-        .spawn()
-        .unwrap();
+    let child = {
+        let _forking = crate::keeper::forking::held();
+        std::process::Command::new("sh")
+            .args(["-c", "exit 128"])
+            .spawn()
+            .unwrap()
+    };
     let pid = rustix::process::Pid::from_child(&child);
     waitid(WaitId::Pid(pid), WaitIdOptions::EXITED)
         .unwrap()
@@ -33,7 +36,7 @@ fn only_a_process_that_never_ran_failed_to_start() {
         (Report::Trap(text()), (128, failed()), trap),
     ] {
         for (ran, expected) in [(false, (before.0, before.1, "")), (true, after)] {
-            let (read, write) = rustix::pipe::pipe().unwrap();
+            let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
             rustix::io::ioctl_fionbio(&read, true).unwrap();
             let mut line = serde_json::to_vec(&report).unwrap();
             line.push(b'\n');
@@ -55,7 +58,7 @@ fn only_a_process_that_never_ran_failed_to_start() {
 #[test]
 fn reports_without_end_hold_nobody() {
     for line in [&b"{}"[..], b"\n\n\n", b"\"Ready\"\n"] {
-        let (read, write) = rustix::pipe::pipe().unwrap();
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         rustix::io::ioctl_fionbio(&read, true).unwrap();
         let poll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
         assert!(watch(&poll, 1, read.as_fd()));
@@ -70,7 +73,7 @@ fn reports_without_end_hold_nobody() {
             done.send(reports.bytes.len()).unwrap();
         });
         // The pipe is closed then, and the writer ends.
-        let left = waiter.recv_timeout(std::time::Duration::from_secs(20));
+        let left = waiter.recv_timeout(std::time::Duration::from_secs(120));
         assert!(left.is_ok_and(|left| left <= MAX_REPORT + 4096), "{left:?}");
         writer.join().unwrap();
     }

@@ -99,6 +99,13 @@ impl Unanswered {
 }
 
 impl Pool {
+    /// Whether a connection to `endpoint` is kept.
+    #[cfg(test)]
+    pub(super) fn has(&self, endpoint: &Endpoint) -> bool {
+        let kept = self.kept();
+        kept.all.iter().any(|entry| entry.endpoint == *endpoint)
+    }
+
     /// A kept connection to `endpoint`, if there is one.
     pub(super) fn take(&self, endpoint: &Endpoint) -> Option<Sender> {
         let mut kept = self.kept();

@@ -52,8 +52,14 @@ async fn ask(client: &Client, method: &str, uri: &str) -> Result<(http::Version,
     let response = client.fetch(request, RequestOptions::default()).await?;
     let version = response.version();
     let body = response.into_body().collect().await?.to_bytes();
-    // What was kept is in the pool a moment later.
-    tokio::time::sleep(Duration::from_millis(20)).await;
+    // The connection is in the pool a moment later.
+    let endpoint = Endpoint::of(&uri.parse().unwrap())?;
+    let kept = async {
+        while !client.pool.has(&endpoint) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(Duration::from_secs(60), kept).await.unwrap();
     Ok((version, String::from_utf8_lossy(&body).into_owned()))
 }
 

@@ -375,10 +375,17 @@ mod tests {
                 matches!(answers.attend(work).await, Taken::GivenUp)
             }
         });
+        let begun = Instant::now();
         tokio::time::sleep(Duration::from_millis(100)).await;
-        assert!(answers.room().await.is_none(), "it has waited for 0.1 s");
-        tokio::time::sleep(LEAST_STALL).await;
-        assert!(answers.room().await.is_some());
+        let early = answers.room().await.is_some();
+        // On a machine that is slow enough it is not early.
+        if begun.elapsed() < LEAST_STALL {
+            assert!(!early, "it has waited for 0.1 s");
+        }
+        if !early {
+            tokio::time::sleep(LEAST_STALL).await;
+            assert!(answers.room().await.is_some());
+        }
         assert!(slow.await.unwrap());
     }
 

@@ -1,7 +1,6 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::sync::mpsc;
-use std::time::Instant;
 
 use rustix::fs::{AtFlags, Mode, OFlags, lgetxattr, mkdirat, openat, unlinkat};
 
@@ -9,6 +8,8 @@ use super::super::paths::with_lookup;
 use super::*;
 use crate::scratch::Scratch;
 
+/// How long is waited for what must happen, on however slow a machine.
+const LONG: Duration = Duration::from_secs(60);
 /// SELinux does not run here, so any text is a label on a file system with attributes.
 const LABEL: &str = "system_u:object_r:container_file_t:s0:c1,c2";
 
@@ -151,7 +152,7 @@ async fn labelling_ends_when_its_pod_is_stopped_or_at_its_time_limit() {
     let (slow, stopped) = (pod(), pod());
     let late = relabels.in_time(&slow, relabels.run(&slow, 1, endless(sender.clone())));
     assert_eq!(late.await.unwrap_err().kind(), Kind::Deadline);
-    ended.recv_timeout(Duration::from_secs(10)).unwrap();
+    ended.recv_timeout(LONG).unwrap();
     let relabels = Relabels::default();
     let work = relabels.in_time(&stopped, relabels.run(&stopped, 1, endless(sender.clone())));
     let stop = async {
@@ -160,17 +161,16 @@ async fn labelling_ends_when_its_pod_is_stopped_or_at_its_time_limit() {
     };
     let (refused, ()) = tokio::join!(work, stop);
     assert_eq!(refused.unwrap_err().kind(), Kind::WrongPhase);
-    ended.recv_timeout(Duration::from_secs(10)).unwrap();
+    ended.recv_timeout(LONG).unwrap();
     // Later work for the same pod does not begin.
-    let begun = Instant::now();
     let later = relabels.in_time(&stopped, relabels.run(&stopped, 1, endless(sender)));
-    assert_eq!(later.await.unwrap_err().kind(), Kind::WrongPhase);
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    let refused = tokio::time::timeout(LONG, later).await.unwrap();
+    assert_eq!(refused.unwrap_err().kind(), Kind::WrongPhase);
 }
 
 #[tokio::test]
 async fn a_hanging_file_system_leaves_threads_for_the_others() {
-    let relabels = Relabels {
+    let mut relabels = Relabels {
         limit: Duration::from_millis(300),
         ..Relabels::default()
     };
@@ -190,6 +190,8 @@ async fn a_hanging_file_system_leaves_threads_for_the_others() {
         assert_eq!(result.unwrap_err().kind(), Kind::Deadline);
     }
     assert_eq!(relabels.threads.available_permits(), THREADS - INSIDE);
+    // Whoever else has work has all the time that a slow machine takes.
+    relabels.limit = LONG;
     let other = pod();
     let work = relabels.run(&other, 8, |_| Ok(()));
     relabels.in_time(&other, work).await.unwrap();
@@ -199,9 +201,7 @@ async fn a_hanging_file_system_leaves_threads_for_the_others() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), free)
-        .await
-        .unwrap();
+    tokio::time::timeout(LONG, free).await.unwrap();
     relabels.run(&other, 7, |_| Ok(())).await.unwrap();
     assert_eq!(
         relabels.lock().devices.len(),

@@ -336,7 +336,8 @@ fn an_adjustment_with_more_entries_than_any_container_needs_is_refused_before_it
     // As many as fit into a message.
     let refused = adjustments().add("10-a", many(400_000), &OPEN).unwrap_err();
     assert!(refused.starts_with("env: has 400000 entries"), "{refused}");
-    assert!(began.elapsed() < std::time::Duration::from_secs(5));
+    // To look at each beside all others would take hours.
+    assert!(began.elapsed() < std::time::Duration::from_secs(60));
     adjustments()
         .add("10-a", many(MOST_ENTRIES), &OPEN)
         .unwrap();

@@ -18,7 +18,7 @@ pub(super) const NODE_OTHER: &str = "192.0.2.1";
 pub(super) const NODE_V6: &str = "2001:db8:1::1";
 const SOURCES: &str = "table inet coracle-caab-in {";
 const COUNTS: &str = "table inet coracle-caab-count {";
-/// How long a packet that leads nowhere is waited for.
+/// How long a packet that leads nowhere is waited for. What must arrive is waited for with [`PATIENCE`].
 const TIMEOUT: Duration = Duration::from_millis(900);
 
 pub(super) struct World {
@@ -55,16 +55,15 @@ pub(super) fn set(netns: &OwnedFd, path: &str, value: &str) {
 /// Waits until whoever has this address takes packets: the kernel puts an IPv6 address to use by a worker of its own,
 /// late by a second where a link has just come up.
 fn meet(node: &OwnedFd, address: IpAddr) {
-    let deadline = Instant::now() + Duration::from_secs(5);
     let target = SocketAddr::new(address, 9);
     let is_refused = || {
         let connected = TcpStream::connect_timeout(&target, Duration::from_millis(100));
         connected.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
     };
-    while !inside(node, is_refused) {
-        assert!(Instant::now() < deadline, "{address} does not answer");
-        thread::sleep(Duration::from_millis(10));
-    }
+    wait_for(
+        || format!("{address} does not answer"),
+        || inside(node, is_refused),
+    );
 }
 
 impl World {
@@ -119,13 +118,9 @@ impl World {
         inside(&self.node, || self.network.sweep(live, &Default::default())).unwrap()
     }
 
-    /// Waits until the ruleset is `expected`, for some seconds.
+    /// Waits until the ruleset is `expected`.
     pub(super) fn waits_for(&self, expected: &str) {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while self.ruleset() != expected {
-            assert!(Instant::now() < deadline, "{}", self.ruleset());
-            thread::sleep(Duration::from_millis(5));
-        }
+        wait_for(|| self.ruleset(), || self.ruleset() == expected);
     }
 
     pub(super) fn attach(&self, pod: &OwnedFd, id: &str, ports: &[HostPort]) -> Attachment {
@@ -233,20 +228,40 @@ impl Drop for Server {
     }
 }
 
-/// What a server at `target` answers to somebody in `from`; nothing if nobody answers in time.
-pub(super) fn tcp(from: &OwnedFd, target: &str) -> Option<String> {
+/// Connects somebody in `from` with `target`.
+pub(super) fn connect(from: &OwnedFd, target: &str, limit: Duration) -> std::io::Result<TcpStream> {
     let target: SocketAddr = target.parse().unwrap();
-    let connect = || TcpStream::connect_timeout(&target, TIMEOUT);
-    let mut stream = inside(from, connect).ok()?;
+    inside(from, || TcpStream::connect_timeout(&target, limit))
+}
+
+/// What a server at `target`, which must be there, answers to somebody in `from`.
+pub(super) fn tcp(from: &OwnedFd, target: &str) -> Option<String> {
+    let mut stream = connect(from, target, PATIENCE).ok()?;
     let mut answer = String::new();
-    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.read_to_string(&mut answer).ok()?;
     Some(answer)
 }
 
-/// The same by UDP, from `socket` if there is one.
+/// Whether nobody takes a connection from `from` to `target`, by a refusal or by silence.
+pub(super) fn is_silent(from: &OwnedFd, target: &str) -> bool {
+    connect(from, target, TIMEOUT).is_err()
+}
+
+/// As [`tcp`], by UDP.
 pub(super) fn udp(from: &OwnedFd, target: &str) -> Option<String> {
-    udp_from(&udp_socket(from, target), target)
+    udp_from(&udp_socket(from, target), target, PATIENCE)
+}
+
+/// As [`is_silent`], by UDP.
+pub(super) fn is_silent_by_udp(from: &OwnedFd, target: &str) -> bool {
+    let socket = udp_socket(from, target);
+    is_silent_from(&socket, target)
+}
+
+/// The same, from a socket that is there.
+pub(super) fn is_silent_from(socket: &UdpSocket, target: &str) -> bool {
+    udp_from(socket, target, TIMEOUT).is_none()
 }
 
 pub(super) fn udp_socket(from: &OwnedFd, target: &str) -> UdpSocket {
@@ -255,13 +270,13 @@ pub(super) fn udp_socket(from: &OwnedFd, target: &str) -> UdpSocket {
     } else {
         "0.0.0.0:0"
     };
-    let socket = inside(from, || UdpSocket::bind(any).unwrap());
-    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
-    socket
+    inside(from, || UdpSocket::bind(any).unwrap())
 }
 
-pub(super) fn udp_from(socket: &UdpSocket, target: &str) -> Option<String> {
+/// What a server at `target` answers to one datagram within `limit`.
+pub(super) fn udp_from(socket: &UdpSocket, target: &str, limit: Duration) -> Option<String> {
     let mut buffer = [0; 64];
+    socket.set_read_timeout(Some(limit)).unwrap();
     socket.send_to(b"ahoy", target).ok()?;
     let (length, _) = socket.recv_from(&mut buffer).ok()?;
     Some(String::from_utf8_lossy(&buffer[..length]).into_owned())

@@ -2,7 +2,7 @@
 
 use super::*;
 
-use super::super::background::{AT_ONCE, START_TIMEOUT};
+use super::super::background::AT_ONCE;
 
 /// Records the request of a pod's ADD, so that DEL is owed; its namespace is pinned at `pin`.
 fn begin(cni: &Cni, pod: &str, pin: &Path) {
@@ -57,22 +57,20 @@ async fn a_hanging_detach_delays_neither_an_attach_nor_other_pods_while_garbage_
     let ok = r#"echo '{"ips": [{"address": "10.0.0.9/8"}]}'"#;
     site.does(
         "two",
-        &format!(r#"[ "$CNI_CONTAINERID" = hangs ] && sleep 4; {ok}"#),
+        &format!(
+            r#"[ "$CNI_CONTAINERID" = hangs ] && {{ {}; }}; {ok}"#,
+            site.temp.until("go")
+        ),
     );
     cni.abandon("hangs");
     wait_for_call(&site, "DEL two hangs").await;
     let collector = Arc::clone(&cni);
     let garbage = tokio::spawn(async move { collector.collect_garbage().await });
     tokio::time::sleep(Duration::from_millis(200)).await;
-    let begun = Instant::now();
-    site.add(&cni).await.unwrap();
-    cni.del(POD).await.unwrap();
-    assert!(
-        begun.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        begun.elapsed()
-    );
+    at_once(site.add(&cni)).await.unwrap();
+    at_once(cni.del(POD)).await.unwrap();
     assert!(cni.is_owed("hangs") && !garbage.is_finished());
+    site.lets("go");
     garbage.await.unwrap();
     assert!(site.calls().contains(&"GC two  []".to_owned()));
 }
@@ -100,17 +98,16 @@ async fn a_check_gives_way_to_a_detach() {
     let site = Site::new("1.0.0");
     let cni = site.open();
     site.add(&cni).await.unwrap();
-    site.does("one", "[ $CNI_COMMAND = CHECK ] && sleep 8; true");
+    let hang = site.temp.until("go");
+    site.does(
+        "one",
+        &format!("[ $CNI_COMMAND = CHECK ] && {{ {hang}; }}; true"),
+    );
     let checker = Arc::clone(&cni);
     let checked = tokio::spawn(async move { checker.check(vec![POD.into()]).await });
     wait_for_call(&site, "CHECK one").await;
-    let begun = Instant::now();
-    cni.del(POD).await.unwrap();
-    assert!(
-        begun.elapsed() < Duration::from_secs(3),
-        "{:?}",
-        begun.elapsed()
-    );
+    at_once(cni.del(POD)).await.unwrap();
+    site.lets("go");
     checked.await.unwrap();
     let calls = site.calls();
     assert!(
@@ -151,15 +148,14 @@ async fn a_pin_stays_while_a_detach_is_owed_and_goes_after_it() {
     site.does(
         "two",
         &format!(
-            "test -e {} || {{ sleep 2.5; exit 1; }}",
-            dir.join("up").display()
+            "test -e {} || {{ {}; exit 1; }}",
+            dir.join("up").display(),
+            site.temp.until("up")
         ),
     );
-    let begun = Instant::now();
-    cni.del_soon("00bb").await;
-    assert!(begun.elapsed() < START_TIMEOUT + Duration::from_secs(1));
+    at_once(cni.del_soon("00bb")).await;
     assert!(cni.is_owed("00bb") && pin.exists());
-    fs::write(dir.join("up"), "").unwrap();
+    site.lets("up");
     site.becomes("unpinned", || !pin.exists()).await;
     assert!(!cni.is_owed("00bb"));
     cni.del_soon("00cc").await;

@@ -21,6 +21,12 @@ impl Temp {
         &self.0
     }
 
+    /// A script that waits until there is a file of this name, at the longest until the end of the test.
+    pub fn until(&self, name: &str) -> String {
+        let dir = self.0.display();
+        format!("while [ -d {dir} ] && [ ! -e {dir}/{name} ]; do sleep 0.02; done")
+    }
+
     /// Writes an executable shell script.
     pub fn script(&self, name: &str, text: &str) {
         // Renamed into place: a test next door may be forking, and would hold a file that is written open.

@@ -9,6 +9,7 @@ const MESSAGE: &str = "no element 3 of 2";
 /// standard output.
 fn in_a_process(name: &str) -> Output {
     let name = format!("keeper::container_process::exit::tests::{name}");
+    let _forking = crate::keeper::forking::held();
     Command::new("sh")
         .args(["-c", "exec \"$0\" \"$@\" 3>&1 >/dev/null"])
         .arg(std::env::current_exe().unwrap())
