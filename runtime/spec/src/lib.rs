@@ -31,5 +31,5 @@ pub use container::{
     Exit, Floor, Hook, Hooks, HttpLimits, HttpServer, IdRange, Identity, IoPriority, LinuxJail,
     LinuxSpec, MAX_CAUSE_BYTES, MAX_MESSAGE_BYTES, MemoryPolicy, Mount, MountKind,
     MountPropagation, PIDS_LIMIT, PidNamespaceMode, ProcessRow, ResourceLimit, Root, SPEC_VERSION,
-    Scheduling, Spawn, Tool, Toolbox, WasmKind, WasmNetwork, WasmSpec, Workload,
+    Scheduling, Spawn, Tool, Toolbox, Wakes, WasmKind, WasmNetwork, WasmSpec, Workload,
 };

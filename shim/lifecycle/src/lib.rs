@@ -72,7 +72,7 @@ pub use store::{Slot, quarantine};
 pub use syncer::Syncer;
 pub use usage::{
     ContainerUsage, Details, Interface, LayerUsage, Measured, OpenFiles, PodDetails, PodUsage,
-    Traffic, Usage, Wakes,
+    Traffic, Usage,
 };
 pub use view::{ContainerKind, ContainerState, ContainerView, Event, EventKind, PodView};
 
