@@ -23,7 +23,7 @@ impl Host {
                 ("failed", compiler.failed),
             ],
             spawner_restarts: self.parts.spawner.restarts(),
-            quarantine: self.layout.quarantine(),
+            quarantines: self.layout.quarantines(),
         }
     }
 }

@@ -78,7 +78,7 @@ pub struct HostCounts {
     /// Spawners that were started in place of one that was gone.
     pub spawner_restarts: u64,
     /// Where damaged records lie that were moved aside.
-    pub quarantine: PathBuf,
+    pub quarantines: [PathBuf; 2],
 }
 
 /// A container that runs.
