@@ -44,6 +44,7 @@ use ports::Ports;
 use sources::Sources;
 use table::Table;
 
+pub use connections::can_count_connections;
 pub use sources::can_check_sources;
 
 /// Settings of the built-in network.

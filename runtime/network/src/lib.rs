@@ -39,7 +39,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use builtin::{Builtin, BuiltinConfig, can_check_sources};
+pub use builtin::{Builtin, BuiltinConfig, can_check_sources, can_count_connections};
 pub use choice::{Choice, Mode};
 pub use cni::{Cni, CniConfig};
 pub use config::{Bandwidth, HostPort, NetworkConfig, Protocol, Resolver};
