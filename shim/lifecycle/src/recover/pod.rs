@@ -18,6 +18,7 @@ use crate::blocking::{blocking, pass, runtime_error};
 use crate::disk::{FoundContainer, Known, OnDisk, ids_of, read_pod};
 use crate::driver::{Connection, Driver, FoundKeeper, Resumed, Shared};
 use crate::error::Error;
+use crate::host_ids;
 use crate::record::PodRecord;
 use crate::registry::Claim;
 use crate::state::PodPhase;
@@ -95,9 +96,7 @@ async fn drop_unborn(shared: &Arc<Shared>, pod: &PodRecord) -> Result<Outcome, E
 
 async fn resume(shared: &Arc<Shared>, pod: PodRecord, slot: Slot, found: Resumed) -> Driver {
     let mail = Driver::mailbox();
-    if pod.config.userns.is_none() {
-        shared.host.claim_ids(pod.range);
-    }
+    host_ids::claim(shared.host.as_ref(), &pod);
     claim_levels(shared, &pod, &found.containers);
     if let Claim::Held(other, _) = shared
         .registry
