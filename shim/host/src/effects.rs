@@ -66,6 +66,10 @@ impl coracle_lifecycle::Host for Host {
         self.ids.release(range);
     }
 
+    fn thaw_left(&self, cgroups: &[String]) {
+        Host::thaw_left(self, cgroups);
+    }
+
     fn give_ids(&self, pod: &PodId, uid: &str, range: IdRange) -> Result<(), Error> {
         self.ids.give(pod, uid, range)
     }

@@ -80,6 +80,9 @@ pub trait Host: Send + Sync + 'static {
     /// As [`Host::give_ids`], for a record: the sandbox has them already.
     fn adopt_ids(&self, pod: &PodId, uid: &str, range: IdRange);
 
+    /// Thaws of these cgroups what a killing by a daemon or keeper that died has frozen. Failures are logged. Blocks.
+    fn thaw_left(&self, cgroups: &[String]);
+
     /// Takes back what the sandbox was given; what it was not given is fine.
     fn take_back_ids(&self, pod: &PodId, range: IdRange);
 

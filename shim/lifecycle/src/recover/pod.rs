@@ -78,6 +78,7 @@ async fn bring_back(
     if pod.boot != shared.boot {
         after_reboot(shared, &mut pod, &mut slot, &mut containers).await?;
     }
+    thaw(shared, Known::of(&pod, &containers)).await;
     let keeper = find_keeper(shared, &pod).await?;
     let found = Resumed { containers, keeper };
     Ok(Outcome::Driver(Box::new(
@@ -112,6 +113,24 @@ async fn resume(shared: &Arc<Shared>, pod: PodRecord, slot: Slot, found: Resumed
     Driver::new(Arc::clone(shared), pod, slot, share, mail)
         .resume(found)
         .await
+}
+
+/// Thaws what a daemon that died in the middle of a killing has frozen: the pod may be one that goes on.
+async fn thaw(shared: &Arc<Shared>, of: Known) {
+    let Some(record) = of.record else {
+        return;
+    };
+    let parent = record.cgroup_parent.trim_end_matches('/').to_owned();
+    let ids = ids_of(&record.id, &of.containers).into_iter();
+    let cgroups: Vec<String> = ids.map(|id| format!("{parent}/{id}")).collect();
+    let host = Arc::clone(&shared.host);
+    let thawed = blocking("thawing a sandbox", move || {
+        host.thaw_left(&cgroups);
+        Ok(())
+    });
+    if let Err(error) = thawed.await {
+        tracing::error!(pod = %record.id, error = error.chain(), "its cgroups may be frozen");
+    }
 }
 
 /// Reserves the SELinux categories of a pod and its containers.
