@@ -149,7 +149,8 @@ fn what_a_killing_that_died_has_frozen_is_thawed_and_nothing_else() {
     let thawed = ours.thaw_left().unwrap();
     assert_eq!(thawed, [ours.path(), leaf.path()]);
     assert!(operators.thaw_left().unwrap().is_empty());
-    assert!(is(&state(&operators), "FROZEN"), "that was not ours");
+    // The kernel may still be on its way there.
+    assert!(!is(&state(&operators), "THAWED"), "that was not ours");
     assert!(is(&state(&ours), "THAWED"));
     wait_for("the exec's end", || leaf.pids().unwrap().is_empty());
     exec.wait().unwrap();
