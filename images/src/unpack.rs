@@ -3,8 +3,10 @@
 //! Called by: the pull, for a blob whose digest is verified, with a temporary directory that it renames on success; and by
 //! the import, for an archive of images, whose files it then reads.
 //! Invariants: no byte of a layer is decompressed or parsed in this process; the unpacker has ended before its output
-//! is used; its verdict affects this pull alone.
+//! is used; its verdict affects this pull alone, and its numbers are not believed where there is more than they say.
 //! Not here: archives (`coracle-unpack`), the process and its jail (the daemon's runtime), where layers are kept.
+
+mod measure;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -234,11 +236,48 @@ async fn run(
     let verdict = verdict(ours, directory, most, allowed, died).await?;
     let ended = running.end().await;
     match (verdict, ended) {
-        (Ok(Verdict::Unpacked(unpacked)), _) => plausible(unpacked, &job.bounds).map_err(died),
+        (Ok(Verdict::Unpacked(unpacked)), _) => {
+            let unpacked = plausible(unpacked, &job.bounds).map_err(&died)?;
+            let tree = OwnedFd::from(open(into)?);
+            let bounds = job.bounds;
+            let measured = move || corrected(unpacked, &tree, &bounds);
+            let measured = tokio::task::spawn_blocking(measured).await;
+            measured
+                .map_err(|_| Error::Cancelled {
+                    doing: "measuring a layer",
+                })?
+                .map_err(died)
+        }
         (Ok(refused), _) => Err(packed.refused(refused, into, &budget.limits)),
         (Err(_), Err(cause)) => Err(died(cause)),
         (Err(error), Ok(())) => Err(failed(error)),
     }
+}
+
+/// What an unpacker reports, or more where it has written more than that. Blocks.
+///
+/// Errors: it has written more than a job with `bounds` can have; what it has written cannot be read.
+fn corrected(unpacked: Unpacked, tree: &OwnedFd, bounds: &Bounds) -> Result<Unpacked, Cause> {
+    let measured = measure::measure(tree, bounds.entries)?;
+    let measured = measured.filter(|measured| measured.bytes <= bounds.bytes);
+    let Some(measured) = measured else {
+        let problem = format!(
+            "it reports {} bytes of {} entries, has written more than its job allows: {} entries in {} bytes",
+            unpacked.archive_bytes, unpacked.entries, bounds.entries, bounds.bytes
+        );
+        return Err(problem.into());
+    };
+    let bytes = measured
+        .bytes
+        .saturating_add(measured.inodes.saturating_mul(INODE_BYTES));
+    let corrected = Unpacked {
+        bytes: unpacked.bytes.max(bytes),
+        inodes: unpacked.inodes.max(measured.inodes),
+        archive_bytes: unpacked.archive_bytes.max(measured.bytes),
+        entries: unpacked.entries.max(measured.names),
+        ..unpacked
+    };
+    Ok(corrected)
 }
 
 /// What an unpacker reports, if a job with `bounds` can have given it. Errors: it cannot.
@@ -464,6 +503,62 @@ mod tests {
             lie(&mut unpacked);
             let refused = unpack(unpacked).await.unwrap_err();
             assert!(refused.to_string().contains("it reports"), "{refused}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_written_counts_whatever_its_unpacker_reports() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (blob, tree) = (scratch.path().join("blob"), scratch.path().join("tree"));
+        std::fs::write(&blob, "blob").unwrap();
+        std::fs::create_dir_all(tree.join("a/b/c")).unwrap();
+        std::fs::write(tree.join("a/b/c/large"), vec![1; 1 << 20]).unwrap();
+        let digest = Digest::of(b"");
+        let source = Source {
+            path: &blob,
+            digest: &digest,
+            media_type: "application/vnd.oci.image.layer.v1.tar",
+            diff_id: &digest,
+        };
+        let low = Unpacked {
+            digest: digest.hex().to_owned(),
+            bytes: 512,
+            inodes: 1,
+            archive_bytes: 1024,
+            entries: 0,
+        };
+        let liar = Liar(Verdict::Unpacked(low));
+        let unpack = async |limits: &Limits| {
+            let mut budget = Budget::new(limits);
+            let usage = super::unpack(&liar, &source, &tree, &mut budget).await;
+            usage.map(|usage| (usage, budget.entries_left, budget.bytes_left))
+        };
+        let enough = Limits {
+            max_entries: 4,
+            max_unpacked_bytes: 1 << 20,
+            ..Limits::default()
+        };
+        let (usage, entries, bytes) = unpack(&enough).await.unwrap();
+        assert_eq!((usage.bytes, usage.inodes), ((1 << 20) + 5 * 512, 5));
+        assert_eq!(
+            (entries, bytes),
+            (0, 0),
+            "the next layers of the image have the rest"
+        );
+        let few = Limits {
+            max_entries: 3,
+            ..enough.clone()
+        };
+        let short = Limits {
+            max_unpacked_bytes: (1 << 20) - 1,
+            ..enough
+        };
+        for limits in [few, short] {
+            let refused = unpack(&limits).await.unwrap_err().to_string();
+            assert!(
+                refused.contains("has written more than its job allows"),
+                "{refused}"
+            );
         }
     }
 }

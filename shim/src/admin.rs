@@ -13,6 +13,7 @@ use coracle_admin::control::{Control, Internals, LogChange, Reloaded};
 use coracle_admin::dump::Item;
 use coracle_admin::server::{self, Facts, Parts, Service, View};
 use coracle_config::{self as config, Config, LogLevel, Overrides};
+use coracle_host::LogRoot;
 use coracle_metrics::Format;
 use coracle_spec::error::chain;
 use coracle_telemetry::Daemon;
@@ -63,6 +64,7 @@ fn local_items(path: Option<&Path>, overrides: &Overrides) -> Vec<Item> {
 struct Controls {
     reloads: Reloads,
     daemon: Daemon,
+    logs: LogRoot,
 }
 
 impl Control for Controls {
@@ -100,6 +102,11 @@ impl Control for Controls {
             log: logging::recent_lines(),
             metrics: self.daemon.text(Format::Prometheus).collect(),
         }
+    }
+
+    fn log_file(&self, path: &str) -> String {
+        let place = self.logs.place(Path::new(path));
+        place.to_string_lossy().into_owned()
     }
 }
 
@@ -147,6 +154,7 @@ pub fn serve(
         control: Arc::new(Controls {
             reloads,
             daemon: daemon.clone(),
+            logs: LogRoot::resolve(&config.sandbox.pod_logs_dir),
         }),
     };
     server::serve(&config.run.join(SOCKET_NAME), parts)

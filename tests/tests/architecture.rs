@@ -309,6 +309,25 @@ fn only_these_make_namespaces() {
     assert_eq!(found, known.into_iter().map(str::to_owned).collect());
 }
 
+/// Arguments and environment of a process are in its own memory, and whoever reads them waits while that is held: by a
+/// page that a user-space file system or userfaultfd has not delivered, say. Whoever adds a reader says here why it may wait.
+#[test]
+fn only_these_read_what_lies_in_the_memory_of_a_process() {
+    let known = BTreeSet::from([
+        // On a thread of its own with a deadline, of processes in the daemon's own cgroup.
+        "runtime/network/src/cni/orphans.rs",
+        // A demonstration at a terminal, which can be interrupted.
+        "shim/demo/src/leak_check.rs",
+    ]);
+    let names = ["cmdline", "environ", "mem", "maps", "smaps", "auxv"];
+    let ends: Vec<String> = names.iter().map(|name| format!("}}/{name}\"")).collect();
+    let found = sources(|text| {
+        let code = text.split("mod tests {").next().unwrap_or_default();
+        ends.iter().any(|end| code.contains(end)) || code.contains("\"cmdline\"")
+    });
+    assert_eq!(found, known.into_iter().map(str::to_owned).collect());
+}
+
 /// The files of ours, but files of tests, whose text `has` something.
 fn sources(has: impl Fn(&str) -> bool) -> BTreeSet<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();

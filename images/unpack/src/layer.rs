@@ -87,6 +87,14 @@ impl Layer<'_> {
             usage.holes = usage.holes.saturating_add(holes);
             self.check_holes(seen.get(), &usage)?;
             self.extract(&mut archive, &entry, &mut usage)?;
+            // One name can bring hundreds of directories, which occupy the disk as those with an entry do.
+            let made = self.tree.take_made();
+            usage.inodes += made;
+            usage.bytes += made * INODE_BYTES;
+            entries += made;
+        }
+        if entries > bounds.entries {
+            return Err(Verdict::Limit(Limit::Entries));
         }
         let (archive_bytes, digest) = archive.finish().map_err(unreadable)?.finish();
         self.check_holes(archive_bytes, &usage)?;

@@ -8,6 +8,7 @@
 //! its own entry, wherever in the archive this is.
 //! Not here: archives, compression, limits on amounts.
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
@@ -32,6 +33,8 @@ pub(crate) type Mark<'a> = dyn Fn(BorrowedFd<'_>) -> Result<(), Errno> + 'a;
 pub(crate) struct Tree<'a> {
     root: OwnedFd,
     mark: &'a Mark<'a>,
+    /// Directories that were made because an entry lies in them.
+    made: Cell<u64>,
 }
 
 /// A name in a directory that has been reached safely.
@@ -45,7 +48,16 @@ pub(crate) struct PathAt<'a> {
 impl<'t> Tree<'t> {
     /// A layer in the empty directory `root`, which no one else writes.
     pub(crate) fn new(root: OwnedFd, mark: &'t Mark<'t>) -> Self {
-        Self { root, mark }
+        Self {
+            root,
+            mark,
+            made: Cell::new(0),
+        }
+    }
+
+    /// How many directories were made since the last call that have no entry of their own, as yet.
+    pub(crate) fn take_made(&self) -> u64 {
+        self.made.take()
     }
 
     /// The directory above the last of `components`, made where missing. `components` is not empty.
@@ -82,6 +94,7 @@ impl<'t> Tree<'t> {
                 Err(Errno::NOENT) => {
                     let times = times_of(&parent)?;
                     fs::mkdirat(&parent, *name, Mode::from_raw_mode(0o755))?;
+                    self.made.set(self.made.get() + 1);
                     fs::futimens(&parent, &times)?;
                     self.directory(&components[..=index])?
                 }

@@ -5,11 +5,12 @@
 //! pid is never signalled.
 //! Called by: [`Cgroup`] and [`ExecLeaf`]; a caller blocks, or takes the steps of a [`Killing`] one by one.
 //! Invariants: a step works for about [`STEP`] and has at most [`CHUNK`] pidfds open, however many processes there are;
-//! what it froze is thawed, also when the killing is given up.
+//! what it froze is thawed, also when the killing is given up. What is frozen has a mark beside it, so that it is also thawed
+//! when the process that kills dies meanwhile (`thaw`), and nothing else is.
 //! Not here: how long a caller pauses between two steps.
 
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::error::Error;
 use super::files;
-use super::walk;
+use super::thaw;
 use super::{Cgroup, ExecLeaf};
 
 /// How long we wait for killed processes to end. A process in uninterruptible sleep may take longer.
@@ -169,6 +170,14 @@ impl Killing {
         }
     }
 
+    /// Goes on until the cgroup is being frozen, and no further.
+    #[cfg(test)]
+    pub(super) fn stage_until_frozen(&mut self) {
+        while !matches!(self.stage, Stage::Freezing(_)) {
+            let _ = self.advance();
+        }
+    }
+
     /// As often as needed. Blocks.
     fn finish(mut self) -> Result<(), Error> {
         while !self.step(BLOCKING)? {}
@@ -226,6 +235,7 @@ impl Killing {
             None => Stage::Signalling(alive),
             Some(dir) => {
                 self.is_frozen = true;
+                thaw::mark(dir);
                 files::write(&dir.join("freezer.state"), "FROZEN")?;
                 Stage::Freezing(Instant::now() + FREEZE_TIMEOUT)
             }
@@ -249,7 +259,7 @@ impl Killing {
     fn thaw(&mut self) -> Result<(), Error> {
         let was_frozen = std::mem::take(&mut self.is_frozen);
         match self.target.freezer.as_deref().filter(|_| was_frozen) {
-            Some(freezer) => thaw(freezer),
+            Some(freezer) => thaw::all(freezer),
             None => Ok(()),
         }
     }
@@ -325,13 +335,4 @@ fn signal_listed(cgroup: &Target, pids: &[i32]) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-fn thaw(freezer: &Path) -> Result<(), Error> {
-    walk::each(freezer, |cgroup| {
-        match cgroup.write("freezer.state", "THAWED") {
-            Err(Errno::NOENT | Errno::NODEV) => Ok(()),
-            written => written,
-        }
-    })
 }

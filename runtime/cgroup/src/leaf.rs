@@ -17,7 +17,7 @@ use super::v1::V1;
 use super::{Cgroup, Layout, REMOVE_TIMEOUT};
 
 /// Prefix of a leaf's name.
-const PREFIX: &str = "exec-";
+pub(super) const PREFIX: &str = "exec-";
 
 /// The cgroup of one exec. Dropping it leaves the cgroup alone.
 #[derive(Clone, Debug)]

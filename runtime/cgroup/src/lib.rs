@@ -20,6 +20,7 @@ mod leaf;
 mod limits;
 mod stats;
 pub mod systemd;
+mod thaw;
 mod usage;
 mod v1;
 mod v2;

@@ -179,6 +179,11 @@ impl Writer {
         self.queue.push_back((bytes, frame.fds));
     }
 
+    /// How many frames are queued, the one that is sent in part among them.
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
     /// Whether the queue is empty.
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()

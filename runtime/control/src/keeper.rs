@@ -2,7 +2,8 @@
 //!
 //! Called by the daemon's drivers of pods. One task per connection reads and writes; callers wait for the answer to
 //! their numbered request with a deadline.
-//! Invariants: a hung keeper delays only its callers; when the connection ends, every waiter gets an error.
+//! Invariants: a hung keeper delays only its callers; what they want of it is refused once there is no [`Room`] for
+//! more; when the connection ends, every waiter gets an error.
 //! It must not know what to do about a keeper that does not answer.
 
 mod attach;
@@ -25,7 +26,7 @@ use futures_channel::mpsc;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
-use wire::{Ends, Reply, lock, run_connection};
+use wire::{Ends, Reply, Room, Sent, lock, run_connection};
 
 use crate::frame::Frame;
 use crate::messages::{Answer, LinuxStart, Request, StartMessage, ToKeeper};
@@ -57,7 +58,9 @@ const HOOKS_PROTOCOL: u64 = 5;
 /// A connection to one keeper; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Keeper {
-    requests: mpsc::UnboundedSender<(Frame, u64, oneshot::Sender<Reply>)>,
+    requests: mpsc::UnboundedSender<Sent>,
+    /// Room for requests that wait to be sent.
+    room: Room,
     numbers: Arc<AtomicU64>,
     /// Newest protocol version that it speaks.
     protocol: Arc<AtomicU64>,
@@ -157,6 +160,7 @@ impl Keeper {
         tokio::spawn(run_connection(stream, queue, events, Arc::clone(&ends)));
         let keeper = Self {
             requests,
+            room: Room::default(),
             numbers: Arc::default(),
             protocol: Arc::default(),
             ends,
@@ -328,9 +332,13 @@ impl Keeper {
         let frame = Frame::pack(&ToKeeper { request, body }, fds)
             .during(|| "pack a request to a keeper".into())?;
         let (reply, answer) = oneshot::channel();
-        self.requests
-            .unbounded_send((frame, request, reply))
-            .map_err(|_| gone())?;
+        let sent = Sent {
+            place: self.room.place(frame.body.len())?,
+            frame,
+            request,
+            reply,
+        };
+        self.requests.unbounded_send(sent).map_err(|_| gone())?;
         match tokio::time::timeout(deadline, answer).await {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(_)) => Err(gone()),

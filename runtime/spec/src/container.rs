@@ -13,6 +13,7 @@ mod hooks;
 mod http;
 mod payload;
 mod scheduling;
+mod wakes;
 
 use std::path::PathBuf;
 
@@ -27,6 +28,7 @@ pub use hooks::{Hook, Hooks, NodeHooks};
 pub use http::{HttpLimits, HttpServer};
 pub use payload::{ProcessRow, Tool, Toolbox, WasmNetwork};
 pub use scheduling::{CpuPolicy, IoPriority, MemoryPolicy, Scheduling};
+pub use wakes::Wakes;
 
 /// The version of [`ContainerSpec`] that this build writes; a keeper of an older build reads older ones.
 pub const SPEC_VERSION: u32 = 1;

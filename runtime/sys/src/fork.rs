@@ -206,12 +206,17 @@ fn arguments() -> (usize, usize) {
     (fields.next().unwrap_or(0), fields.next().unwrap_or(0))
 }
 
-/// Names this process `title` in `ps` and in `/proc/PID/cmdline`, as far as the original arguments leave room.
-pub fn set_title(title: &str) {
-    let comm: String = title.chars().filter(char::is_ascii).take(15).collect();
+/// Names this process, by the first 15 ASCII characters of `name`, in `/proc/PID/comm`.
+pub fn set_name(name: &str) {
+    let comm: String = name.chars().filter(char::is_ascii).take(15).collect();
     if let Ok(name) = std::ffi::CString::new(comm) {
         let _ = rustix::thread::set_name(&name);
     }
+}
+
+/// Names this process `title` in `ps` and in `/proc/PID/cmdline`, as far as the original arguments leave room.
+pub fn set_title(title: &str) {
+    set_name(title);
     let (start, end) = *ARGUMENTS.get_or_init(arguments);
     if start == 0 || end <= start {
         return;

@@ -2,12 +2,12 @@
 //!
 //! Called first thing in the spawner, in each keeper and in each container process.
 //! Invariant: after [`reset`] the process has default dispositions except for faults and SIGPIPE (ignored), an empty
-//! mask, nice 0, umask 022 and the affinity of the node.
+//! mask, the usual scheduling, umask 022 and the affinity of the node.
 
 use std::io;
 use std::time::Duration;
 
-/// Resets signals, nice value, umask and affinity to those of a new process.
+/// Resets signals, scheduling, umask and affinity to those of a new process.
 ///
 /// Errors: none; what the kernel refuses stays as it was. SIGPIPE stays ignored: our own writes report EPIPE.
 ///
@@ -43,7 +43,6 @@ pub fn reset() {
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
-        libc::setpriority(libc::PRIO_PROCESS, 0, 0);
         libc::umask(0o022);
         let mut all: libc::cpu_set_t = std::mem::zeroed();
         for cpu in 0..libc::CPU_SETSIZE as usize {
@@ -51,6 +50,7 @@ pub fn reset() {
         }
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const all);
     }
+    crate::scheduling::reset();
 }
 
 /// A handler of stop signals: the signal, what [`grace_of`] reads, and what else the kernel passes.

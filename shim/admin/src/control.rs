@@ -16,6 +16,9 @@ pub trait Control: Send + Sync + 'static {
 
     /// What a bug report needs beside the answers of the service. Blocks for a few reads of files.
     fn internals(&self) -> Internals;
+
+    /// The path of the log `path` where the operator's own links lead, so that no other has to be followed. Looks at no file.
+    fn log_file(&self, path: &str) -> String;
 }
 
 /// What a reload did.

@@ -177,7 +177,10 @@ impl AdminService for Admin {
     ) -> Result<Response<admin::ExplainReply>, Status> {
         let name = request.into_inner().name;
         let pods = explain::explain(&self.parts.view.pods, &name).await;
-        let pods = pods.map_err(|error| Status::internal(error.chain()))?;
+        let mut pods = pods.map_err(|error| Status::internal(error.chain()))?;
+        for one in pods.iter_mut().flat_map(|pod| &mut pod.containers) {
+            one.log_file = self.parts.control.log_file(&one.log_path);
+        }
         if pods.is_empty() {
             let text = format!(
                 "there is no pod and no container {name:?} here; `coracle ps -a` lists what there is"

@@ -31,8 +31,9 @@ pub(crate) async fn status(parts: &View, uptime: Duration) -> admin::StatusReply
     let network = parts.pods.network_problem().await;
     let ready = network.is_none();
     let store = parts.images.fs_info();
-    let disk = look(store.mountpoint.clone(), facts.root.join("quarantine")).await;
+    let disk = look(store.mountpoint.clone(), quarantines(facts)).await;
     let Disk { free, quarantined } = disk.unwrap_or_default();
+    let quarantined = quarantined.iter().sum();
     let shown = |path: &Path| path.display().to_string();
     let counted = counted(&parts.pods);
     let mut problems = problems(facts, network, disk);
@@ -100,13 +101,18 @@ fn addresses_short(used: u64, free: u64) -> Option<String> {
 struct Disk {
     /// Free bytes, if that is known.
     free: Option<u64>,
-    /// Damaged records that were put aside.
-    quarantined: u64,
+    /// Damaged records that were put aside, in each of the [`quarantines`].
+    quarantined: [u64; 2],
+}
+
+/// The directories for damaged records; the second is used where pods are on another filesystem.
+fn quarantines(facts: &Facts) -> [PathBuf; 2] {
+    ["quarantine", "pods/quarantine"].map(|place| facts.root.join(place))
 }
 
 /// Looks at the disk; `None` if it does not answer. One look at a time, on a thread that may wait: however many ask, a disk
 /// that hangs holds no other.
-async fn look(store: PathBuf, quarantine: PathBuf) -> Option<Disk> {
+async fn look(store: PathBuf, quarantines: [PathBuf; 2]) -> Option<Disk> {
     static LOOKS: Semaphore = Semaphore::const_new(1);
     let looking = async {
         // The semaphore is never closed.
@@ -115,7 +121,7 @@ async fn look(store: PathBuf, quarantine: PathBuf) -> Option<Disk> {
             let _turn = turn;
             Disk {
                 free: free_bytes(&store),
-                quarantined: count_entries(&quarantine),
+                quarantined: quarantines.map(|place| count_entries(&place)),
             }
         });
         look.await.ok()
@@ -138,10 +144,11 @@ fn problems(facts: &Facts, network: Option<String>, disk: Option<Disk>) -> Vec<S
     if let Some(free) = free.filter(|free| *free < LITTLE_SPACE) {
         problems.push(format!("only {} MiB are free in {place}", free >> 20));
     }
-    if quarantined > 0 {
-        let place = facts.root.join("quarantine");
-        let place = place.display();
-        problems.push(format!("{quarantined} damaged records lie in {place}"));
+    for (place, count) in quarantines(facts).iter().zip(quarantined) {
+        if count > 0 {
+            let place = place.display();
+            problems.push(format!("{count} damaged records lie in {place}"));
+        }
     }
     problems.extend(facts.warnings.iter().cloned());
     problems

@@ -17,6 +17,8 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::transport::server::Connected;
 
+use super::crowd::Place;
+
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const NAME: &[u8] = b":authority";
 /// Its number in the static table.
@@ -36,13 +38,17 @@ const FRAME_HEAD: usize = 9;
 pub(super) struct AnyAuthority<C> {
     connection: C,
     filter: Filter,
+    /// Among all connections.
+    _place: Place,
 }
 
 impl<C> AnyAuthority<C> {
-    pub(super) fn new(connection: C) -> Self {
+    /// It has `place` as long as it lives.
+    pub(super) fn new(connection: C, place: Place) -> Self {
         Self {
             connection,
             filter: Filter::default(),
+            _place: place,
         }
     }
 }

@@ -14,6 +14,7 @@ mod bad_request;
 pub mod calls;
 mod containers;
 mod convert;
+mod crowd;
 mod events;
 mod exec;
 mod images;

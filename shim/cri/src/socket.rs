@@ -3,7 +3,7 @@
 //! Called by: `main`, which binds it before recovery and passes it to [`super::serve`].
 //! Invariants: the mode of the file is never wider than 0660, not even for a moment; a directory created here is 0700;
 //! a socket with a listener is never replaced; only the file created here is removed; a daemon without free descriptors
-//! does not spin.
+//! does not spin, and connections do not take them all.
 //! Must not know: gRPC.
 
 use std::fs::{self, DirBuilder, File, Metadata};
@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::{UnixListener as StdListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -21,6 +21,7 @@ use tokio_stream::Stream;
 use tracing::{info, warn};
 
 use super::authority::AnyAuthority;
+use super::crowd::{Crowd, Place};
 
 /// Permission bits of the socket: root and its group may connect.
 const SOCKET_MODE: u32 = 0o660;
@@ -123,29 +124,71 @@ impl Socket {
 /// Pause after a failed accept, the first and the longest: descriptors come back when other connections end.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
-/// The connections of `listener`. After a failed accept, most likely for lack of descriptors, it pauses, each time
-/// longer, and then tries again.
+/// How long nothing more is logged about connections that are too many.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// The connections of `listener`. One that is too many is closed at once. After a failed accept, most likely for lack of
+/// descriptors, it pauses, each time longer, and then tries again.
 pub(super) fn incoming(
     listener: UnixListener,
 ) -> impl Stream<Item = io::Result<AnyAuthority<tokio::net::UnixStream>>> {
-    futures_util::stream::unfold((listener, BACKOFF.0), |(listener, mut pause)| async move {
+    let accepting = Accepting {
+        listener,
+        crowd: Crowd::default(),
+        pause: BACKOFF.0,
+        warned: None,
+    };
+    futures_util::stream::unfold(accepting, |mut accepting| async move {
+        let connection = accepting.next().await;
+        Some((Ok(connection), accepting))
+    })
+}
+
+struct Accepting {
+    listener: UnixListener,
+    crowd: Crowd,
+    /// After the next accept that fails.
+    pause: Duration,
+    /// When it was last logged that there are too many.
+    warned: Option<Instant>,
+}
+
+impl Accepting {
+    async fn next(&mut self) -> AnyAuthority<tokio::net::UnixStream> {
         loop {
-            match listener.accept().await {
+            match self.listener.accept().await {
                 Ok((connection, _)) => {
                     // Where descriptors come back one by one, warning at once would repeat for each.
-                    let calmer = (pause / 2).max(BACKOFF.0);
-                    return Some((Ok(AnyAuthority::new(connection)), (listener, calmer)));
+                    self.pause = (self.pause / 2).max(BACKOFF.0);
+                    if let Some(place) = self.place(&connection) {
+                        return AnyAuthority::new(connection, place);
+                    }
+                    // Others have a turn, however fast somebody connects.
+                    tokio::task::yield_now().await;
                 }
                 Err(error) => {
-                    if pause == BACKOFF.0 {
+                    if self.pause == BACKOFF.0 {
                         warn!(%error, "no connection can be accepted; trying again until one can");
                     }
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(BACKOFF.1);
+                    tokio::time::sleep(self.pause).await;
+                    self.pause = (self.pause * 2).min(BACKOFF.1);
                 }
             }
         }
-    })
+    }
+
+    fn place(&mut self, connection: &tokio::net::UnixStream) -> Option<Place> {
+        // The kernel knows no process only of another pid namespace: those are one.
+        let peer = connection.peer_cred().ok().and_then(|peer| peer.pid());
+        let place = self.crowd.place(peer.unwrap_or(0));
+        if let Err(reason) = &place
+            && self.warned.is_none_or(|at| at.elapsed() >= QUIET)
+        {
+            warn!(%reason, "a connection was closed at once, and so are others until some end");
+            self.warned = Some(Instant::now());
+        }
+        place.ok()
+    }
 }
 
 impl Name {

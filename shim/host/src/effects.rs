@@ -66,6 +66,22 @@ impl coracle_lifecycle::Host for Host {
         self.ids.release(range);
     }
 
+    fn thaw_left(&self, cgroups: &[String]) {
+        Host::thaw_left(self, cgroups);
+    }
+
+    fn give_ids(&self, pod: &PodId, uid: &str, range: IdRange) -> Result<(), Error> {
+        self.ids.give(pod, uid, range)
+    }
+
+    fn adopt_ids(&self, pod: &PodId, uid: &str, range: IdRange) {
+        self.ids.adopt(pod, uid, range);
+    }
+
+    fn take_back_ids(&self, pod: &PodId, range: IdRange) {
+        self.ids.take_back(pod, range);
+    }
+
     fn lease_level(&self, pod: &PodId, config: &SandboxConfig) -> Result<Option<String>, Error> {
         Host::lease_level(self, pod, config)
     }

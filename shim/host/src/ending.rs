@@ -46,6 +46,28 @@ impl Host {
         removed(move || cgroup.remove_some(), REMOVE_TIMEOUT, what).await
     }
 
+    /// Thaws of these cgroups what a killing by a daemon or keeper that died has frozen. Blocks, for some 100 ms at most for
+    /// each exec that was being killed.
+    pub(super) fn thaw_left(&self, cgroups: &[String]) {
+        for path in cgroups {
+            let opened = self.open_cgroup(path);
+            match opened.map(|cgroup| cgroup.thaw_left()) {
+                Ok(Ok(thawed)) => {
+                    for cgroup in thawed {
+                        tracing::warn!(
+                            cgroup,
+                            "it was frozen to be killed by a process that died; it is thawed"
+                        );
+                    }
+                }
+                Ok(Err(error)) => tracing::error!(cgroup = path, %error, "it may be frozen"),
+                Err(error) => {
+                    tracing::error!(cgroup = path, error = error.chain(), "it may be frozen")
+                }
+            }
+        }
+    }
+
     fn open_cgroup(&self, path: &str) -> Result<Cgroup, Error> {
         let opened = self.parts.cgroups.open(path);
         opened.map_err(|error| Error::because(Kind::Bug, format!("open cgroup {path}"), error))

@@ -51,7 +51,7 @@ impl LogRoot {
     }
 
     /// `path` with the operator's links resolved.
-    fn place(&self, path: &Path) -> PathBuf {
+    pub fn place(&self, path: &Path) -> PathBuf {
         match path.strip_prefix(&self.named) {
             Ok(below) => self.real.join(below),
             Err(_) => path.to_owned(),

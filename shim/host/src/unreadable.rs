@@ -112,7 +112,7 @@ impl Host {
     pub fn forget_unreadable(&self, pod: &PodId, containers: &[ContainerId]) -> Result<(), Error> {
         if let Err(error) = self.forget_pod(pod) {
             let directory = self.layout.pod_directory(pod);
-            let moved = quarantine(&directory, &self.layout.quarantine()).map_err(|moving| {
+            let moved = quarantine(&directory, &self.layout.quarantines()).map_err(|moving| {
                 io_error(
                     format!(
                         "{}; move {} to quarantine",

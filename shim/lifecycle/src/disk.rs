@@ -242,7 +242,7 @@ fn set_aside(
         );
         return Ok(());
     }
-    let moved = store::quarantine(directory, &host.layout().quarantine());
+    let moved = store::quarantine(directory, &host.layout().quarantines());
     let moved: PathBuf =
         moved.map_err(|error| io_error(format!("quarantine {}", directory.display()), error))?;
     tracing::error!(record = torn.why, quarantine = %moved.display(), "a torn record was moved aside");

@@ -50,6 +50,7 @@ use super::store::Slot;
 use super::view::StateCache;
 use super::work::Work;
 use crate::host::Host;
+use crate::host_ids;
 use crate::plugins::Plugins;
 
 pub use inspect::Inspection;
@@ -337,10 +338,7 @@ impl Driver {
     /// Releases names and ids, and answers the requests that still wait: the sandbox is gone.
     fn end(mut self) {
         self.mailbox.close();
-        // The kubelet owns the ids of a pod with a user namespace.
-        if self.record.config.userns.is_none() {
-            self.shared.host.release_ids(self.record.range);
-        }
+        host_ids::release(self.shared.host.as_ref(), &self.record);
         let id = &self.record.id;
         self.shared.host.release_level(id.as_str());
         self.shared.host.forget_relabels(id);

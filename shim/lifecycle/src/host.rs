@@ -74,6 +74,19 @@ pub trait Host: Send + Sync + 'static {
     /// Releases a block of host ids; one that is not leased is fine.
     fn release_ids(&self, range: IdRange);
 
+    /// Takes the host ids that the kubelet gives pod `uid`, for its sandbox. Errors: somebody else has or may get one of
+    /// them; both ranges.
+    fn give_ids(&self, pod: &PodId, uid: &str, range: IdRange) -> Result<(), Error>;
+
+    /// As [`Host::give_ids`], for a record: the sandbox has them already.
+    fn adopt_ids(&self, pod: &PodId, uid: &str, range: IdRange);
+
+    /// Thaws of these cgroups what a killing by a daemon or keeper that died has frozen. Failures are logged. Blocks.
+    fn thaw_left(&self, cgroups: &[String]);
+
+    /// Takes back what the sandbox was given; what it was not given is fine.
+    fn take_back_ids(&self, pod: &PodId, range: IdRange);
+
     /// The SELinux level of a new pod: the requested one, else one with a pair of categories of its own; `None` without
     /// SELinux. Errors: all pairs are leased.
     fn lease_level(&self, pod: &PodId, config: &SandboxConfig) -> Result<Option<String>, Error>;

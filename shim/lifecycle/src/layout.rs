@@ -45,8 +45,9 @@ impl Layout {
         self.pod_directory(pod).join("exits")
     }
 
-    /// The directory for broken records, which an operator may look at.
-    pub fn quarantine(&self) -> PathBuf {
-        self.root.join("quarantine")
+    /// The directories for broken records, which an operator may look at. The second one, whose name is no id of a pod, is
+    /// for a node whose pods are on another filesystem than the root directory: nothing is renamed from one to the other.
+    pub fn quarantines(&self) -> [PathBuf; 2] {
+        [&self.root, &self.pods_directory()].map(|parent| parent.join("quarantine"))
     }
 }

@@ -23,6 +23,7 @@ pub mod fuzz;
 mod generations;
 mod history;
 mod host;
+mod host_ids;
 mod inspect;
 mod layout;
 pub mod limits;
@@ -72,7 +73,7 @@ pub use store::{Slot, quarantine};
 pub use syncer::Syncer;
 pub use usage::{
     ContainerUsage, Details, Interface, LayerUsage, Measured, OpenFiles, PodDetails, PodUsage,
-    Traffic, Usage, Wakes,
+    Traffic, Usage,
 };
 pub use view::{ContainerKind, ContainerState, ContainerView, Event, EventKind, PodView};
 
@@ -81,7 +82,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use coracle_images::Image;
-use coracle_spec::IdRange;
 use coracle_spec::id::{ContainerId, PodId};
 use futures_util::future::BoxFuture;
 use tokio::sync::{broadcast, oneshot};
@@ -183,14 +183,7 @@ impl Pods {
         })?;
         let cgroup_parent = host.cgroup_parent(&config.cgroup_parent, id)?;
         let selinux_level = host.lease_level(id, config)?;
-        let range = match &config.userns {
-            // The kubelet assigns the ids of pods with user namespaces.
-            Some(userns) => Ok(IdRange {
-                base: userns.uid.outside,
-                size: userns.uid.count,
-            }),
-            None => host.lease_ids(),
-        };
+        let range = host_ids::take(host.as_ref(), id, config);
         let record = PodRecord {
             id: id.clone(),
             config: Arc::clone(config),

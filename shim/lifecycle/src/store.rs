@@ -253,8 +253,20 @@ fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)
 }
 
-/// Moves the directory of a broken object to `quarantine`, where an operator can look at it. Returns its new path.
-pub fn quarantine(directory: &Path, quarantine: &Path) -> io::Result<PathBuf> {
+/// Moves the directory of a broken object to the first of `quarantines` that is on its filesystem, where an operator can
+/// look at it. Returns its new path.
+pub fn quarantine(directory: &Path, quarantines: &[PathBuf]) -> io::Result<PathBuf> {
+    let mut failure = io::Error::from(io::ErrorKind::CrossesDevices);
+    for quarantine in quarantines {
+        match move_into(directory, quarantine) {
+            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => failure = error,
+            moved => return moved,
+        }
+    }
+    Err(failure)
+}
+
+fn move_into(directory: &Path, quarantine: &Path) -> io::Result<PathBuf> {
     fs::create_dir_all(quarantine)?;
     let name = directory.file_name().unwrap_or_default().to_string_lossy();
     let mut target = quarantine.join(&*name);

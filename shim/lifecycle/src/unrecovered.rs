@@ -30,6 +30,7 @@ use super::registry::Claim;
 use super::unreadable::{container_config, container_view, known_pod_view, pod_view};
 use crate::blocking::blocking;
 use crate::host::Owned;
+use crate::host_ids;
 use ending::{Ending, ended};
 
 /// The task of one such pod.
@@ -92,6 +93,10 @@ impl UnrecoveredPod {
         }
         if let Some(level) = self.known.level() {
             self.shared.host.claim_level(self.id.as_str(), &level);
+        }
+        if let Some(record) = &self.known.record {
+            host_ids::claim(self.shared.host.as_ref(), record);
+            return;
         }
         if let Some(range) = self.known.range() {
             self.shared.host.claim_ids(range);

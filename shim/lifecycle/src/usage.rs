@@ -6,9 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use coracle_cgroup::{DeviceIo, HugepageStats, Stats};
+use coracle_spec::Wakes;
 
 use super::{ContainerState, ContainerView, Error, PodView, Pods};
 use crate::blocking::blocking;
@@ -112,15 +112,6 @@ pub struct Details {
     pub open_files: Option<OpenFiles>,
     /// Of a function that may sleep: how often it was woken.
     pub wakes: Option<Wakes>,
-}
-
-/// How often a function that sleeps was woken since its container was started.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Wakes {
-    /// How often.
-    pub count: u64,
-    /// How long all of them took, from a connection to its being accepted by a guest's server.
-    pub took: Duration,
 }
 
 /// What the processes of a container have open.

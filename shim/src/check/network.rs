@@ -14,6 +14,9 @@ const SUBJECT: &str = "network";
 /// The subject of the finding about addresses that pods send under.
 const SOURCES: &str = "pods' addresses";
 
+/// The subject of the finding about the node's table of tracked connections.
+const CONNECTIONS: &str = "pods' connections";
+
 /// The findings about what connects pods.
 pub(super) fn findings(config: &Config) -> Vec<Finding> {
     let network = &config.network;
@@ -27,7 +30,12 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
                 Some((found, remedy)) => Finding::warning(SUBJECT, found, remedy),
                 None => decided,
             };
-            vec![decided, sources(coracle_network::can_check_sources())]
+            let limit = network.connections_per_pod;
+            vec![
+                decided,
+                sources(coracle_network::can_check_sources()),
+                connections(limit, coracle_network::can_count_connections()),
+            ]
         }
         Err(error) => vec![Finding::missing(
             SUBJECT,
@@ -104,6 +112,30 @@ fn sources(tried: Result<(), coracle_network::Error>) -> Finding {
     }
 }
 
+/// Whether one pod is kept from filling the node's table of connections.
+fn connections(limit: u32, tried: Result<bool, coracle_network::Error>) -> Finding {
+    match tried {
+        _ if limit == 0 => Finding::warning(
+            CONNECTIONS,
+            "one pod can fill the node's table of them: network.connections_per_pod is 0",
+            "set network.connections_per_pod, unless something else bounds them",
+        ),
+        Ok(true) => Finding::ok(
+            CONNECTIONS,
+            format!("at most {limit} a pod: tried the rule (nftables, connlimit)"),
+        ),
+        Ok(false) => Finding::ok(CONNECTIONS, "this kernel tracks none, as yet"),
+        Err(error) => Finding::warning(
+            CONNECTIONS,
+            format!(
+                "one pod can fill the node's table of them, as this kernel cannot count them: {}",
+                coracle_spec::error::chain(&error)
+            ),
+            "modprobe nft_connlimit, or boot a kernel with CONFIG_NFT_CONNLIMIT, and restart coracle",
+        ),
+    }
+}
+
 fn judge(seen: Result<Probe, Error>) -> Finding {
     let subject = "CNI network";
     match seen {
@@ -160,12 +192,34 @@ mod tests {
     }
 
     #[test]
+    fn a_kernel_that_cannot_count_connections_is_warned_of() {
+        let error = coracle_network::Error::Io {
+            operation: "add a rule to chain",
+            object: "arriving".to_owned(),
+            source: std::io::Error::from_raw_os_error(libc::ENOENT),
+        };
+        let found = connections(16_384, Err(error));
+        assert_eq!(found.level, Level::Warning);
+        assert!(found.found.contains("arriving"), "{found:?}");
+        let remedy = found.remedy.unwrap_or_default();
+        assert!(remedy.contains("nft_connlimit"), "{remedy}");
+        let found = connections(16_384, Ok(true));
+        assert!(
+            found.level == Level::Ok && found.found.contains("16384"),
+            "{found:?}"
+        );
+        assert_eq!(connections(0, Ok(true)).level, Level::Warning);
+        assert_eq!(connections(1, Ok(false)).level, Level::Ok);
+    }
+
+    #[test]
     fn a_missing_cni_network_is_found_with_a_remedy() {
         let mut config = Config::default();
         config.network.cni_conf_dir = PathBuf::from("/nonexistent/net.d");
         let found = findings(&config);
         assert_eq!(found[0], Finding::ok(SUBJECT, "builtin"));
-        assert_eq!((found.len(), found[1].subject), (2, SOURCES));
+        let subjects: Vec<_> = found[1..].iter().map(|finding| finding.subject).collect();
+        assert_eq!(subjects, [SOURCES, CONNECTIONS]);
         config.network.mode = NetworkMode::Cni;
         let found = findings(&config).remove(1);
         assert_eq!(found.level, Level::Missing);

@@ -176,6 +176,75 @@ async fn what_hangs_is_seen_while_it_hangs() {
     daemon.finish().await.unwrap();
 }
 
+/// A pod that has the node's directory of logs may plant there what it likes, and root reads the logs.
+#[tokio::test]
+async fn a_log_that_is_a_link_a_pipe_or_anothers_file_is_not_read() {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    let daemon = daemon_with(Options::default()).await;
+    let pod = Pod::run(&daemon, "plants").await;
+    let (_, output) = pod
+        .finish(&daemon, &container("show", tool(), &["show"]))
+        .await;
+    let explained = json(&daemon, &["why", "plants"]);
+    let path = explained["pods"][0]["containers"][0]["log_path"].as_str();
+    let log = std::path::PathBuf::from(path.unwrap());
+    let secret = daemon.scratch().dir().join("secret");
+    fs::write(&secret, "2026-01-01T00:00:00Z stdout F canary-of-root\n").unwrap();
+    let directory = log.parent().unwrap();
+    let (aside, elsewhere) = (
+        log.with_extension("aside"),
+        directory.with_extension("aside"),
+    );
+    let refused = |what: &str| {
+        let began = Instant::now();
+        let limited = Command::new("timeout")
+            .args(["10", &daemon::binary().unwrap().display().to_string()])
+            .args(["logs", "plants", "--config"])
+            .arg(daemon.config_path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&limited.stdout).into_owned();
+        let wrong = String::from_utf8_lossy(&limited.stderr).into_owned();
+        assert_eq!(limited.status.code(), Some(1), "{what}: {said:?} {wrong:?}");
+        assert!(
+            !said.contains("canary") && !wrong.contains("canary"),
+            "{what}: {said:?}"
+        );
+        assert!(wrong.contains(path.unwrap()), "{what}: {wrong}");
+        assert!(began.elapsed() < Duration::from_secs(9), "{what}");
+        wrong
+    };
+    fs::rename(&log, &aside).unwrap();
+    symlink(&secret, &log).unwrap();
+    assert!(refused("a link").contains("not a regular file"));
+    fs::remove_file(&log).unwrap();
+    fs::hard_link(&secret, &log).unwrap();
+    assert!(refused("a hard link").contains("another name"));
+    fs::remove_file(&log).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &log,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::from_raw_mode(0o600),
+        0,
+    )
+    .unwrap();
+    assert!(refused("a pipe").contains("not a regular file"));
+    fs::remove_file(&log).unwrap();
+    // A link in place of its directory.
+    fs::rename(directory, &elsewhere).unwrap();
+    symlink(&elsewhere, directory).unwrap();
+    fs::write(&log, "2026-01-01T00:00:00Z stdout F canary-of-root\n").unwrap();
+    assert!(refused("a linked directory").contains("sandbox.pod_logs_dir"));
+    fs::remove_file(&log).unwrap();
+    fs::remove_file(directory).unwrap();
+    fs::rename(&elsewhere, directory).unwrap();
+    fs::rename(&aside, &log).unwrap();
+    assert_eq!(said(&daemon, &["logs", "plants"]), output);
+    daemon.finish().await.unwrap();
+}
+
 #[tokio::test]
 async fn logs_are_read_by_name_and_followed_to_their_end() {
     let daemon = daemon_with(Options::default()).await;

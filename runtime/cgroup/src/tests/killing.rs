@@ -111,3 +111,55 @@ fn a_killing_that_is_given_up_leaves_nothing_frozen() {
     sleeper.wait().unwrap();
     assert!(left.starts_with("THAWED"), "{left}");
 }
+
+/// A daemon or keeper that is killed in the middle of a killing thaws nothing.
+#[test]
+fn what_a_killing_that_died_has_frozen_is_thawed_and_nothing_else() {
+    let parent = Parent::new();
+    let Some(cgroups) = pure_v1(&parent) else {
+        return;
+    };
+    let made = |name: &str| {
+        let path = format!("{}/{name}", parent.path);
+        cgroups.create(&path, &Limits::default()).unwrap()
+    };
+    let (ours, operators) = (made("ours"), made("operators"));
+    let state = |cgroup: &Cgroup| cgroup.target().freezer.unwrap().join("freezer.state");
+    let is = |state: &Path, wanted: &str| files::read(state).unwrap().trim() == wanted;
+    let mut lives = run_in(&ours, "sleep 1000");
+    let mut paused = run_in(&operators, "sleep 1000");
+    let leaf = ours.exec_leaf("a1").unwrap();
+    let mut exec = leaves::run_in_leaf(&leaf, "sleep 1000 & sleep 1000");
+    wait_for("all", || {
+        leaf.pids().unwrap().len() == 3 && ours.pids().unwrap().len() > 3
+    });
+    files::write(&state(&operators), "FROZEN").unwrap();
+    // Killings that stop being called once they have frozen, as those of a process that is gone.
+    for target in [leaf.target(), ours.target()] {
+        let freezer = target.freezer.clone().unwrap().join("freezer.state");
+        let mut killing = Killing::new(target);
+        wait_for("the freezer", || {
+            // Nothing was signalled yet.
+            killing.stage_until_frozen();
+            is(&freezer, "FROZEN")
+        });
+        std::mem::forget(killing);
+    }
+    // The next daemon.
+    let thawed = ours.thaw_left().unwrap();
+    assert_eq!(thawed, [ours.path(), leaf.path()]);
+    assert!(operators.thaw_left().unwrap().is_empty());
+    // The kernel may still be on its way there.
+    assert!(!is(&state(&operators), "THAWED"), "that was not ours");
+    assert!(is(&state(&ours), "THAWED"));
+    wait_for("the exec's end", || leaf.pids().unwrap().is_empty());
+    exec.wait().unwrap();
+    assert!(lives.try_wait().unwrap().is_none(), "it was not to die");
+    assert!(ours.thaw_left().unwrap().is_empty(), "the marks are gone");
+    files::write(&state(&operators), "THAWED").unwrap();
+    for (cgroup, shell) in [(ours, &mut lives), (operators, &mut paused)] {
+        cgroup.kill().unwrap();
+        shell.wait().unwrap();
+        cgroup.remove().unwrap();
+    }
+}

@@ -1,10 +1,10 @@
 //! The task of a connection: sends requests and dispatches answers and events.
 //!
 //! Started by [`super::Keeper::connect`]. Invariants: when the connection ends, every waiter gets an error; whatever a keeper
-//! sends, a bounded part of it is in memory.
+//! sends, a bounded part of it is in memory; a request keeps its place among those that wait until all of it is sent.
 //! It must not know what a request means.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,12 +12,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures_channel::mpsc;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::KeeperEvent;
 use crate::frame::{Frame, Reader, Writer};
 use crate::messages::{Answer, FromKeeper};
 use coracle_spec::Exit;
+use coracle_spec::error::{Error, Kind, Result};
 
 /// An answer and its descriptors.
 pub(super) type Reply = (Answer, Vec<OwnedFd>);
@@ -25,31 +26,81 @@ type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Reply>>>>;
 /// Waiters for the exits of execs, by the request that started them.
 pub(super) type Ends = Arc<Mutex<HashMap<u64, oneshot::Sender<Exit>>>>;
 
+/// Most KiB of requests that wait for a keeper to take them. It takes each within microseconds, unless it hangs.
+const MAX_UNSENT_KIB: usize = 4096;
+/// What a request counts at least, for its descriptors: 256 may wait.
+const LEAST_KIB: usize = 16;
+
+/// Room for the requests that a keeper has not taken yet; a clone is the same room.
+#[derive(Clone, Debug)]
+pub(super) struct Room(Arc<Semaphore>);
+
+impl Default for Room {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MAX_UNSENT_KIB)))
+    }
+}
+
+impl Room {
+    /// A place for a request of so many bytes. Errors: [`Kind::Exhausted`] when there is none, because the keeper takes
+    /// nothing.
+    pub(super) fn place(&self, bytes: usize) -> Result<OwnedSemaphorePermit> {
+        // A frame is short: MAX_BODY.
+        let kib = bytes.div_ceil(1024).max(LEAST_KIB);
+        let place = Arc::clone(&self.0).try_acquire_many_owned(kib as u32);
+        place.map_err(|_| {
+            let taken = MAX_UNSENT_KIB - self.0.available_permits();
+            let text = format!(
+                "the pod's keeper takes no requests: {taken} of at most {MAX_UNSENT_KIB} KiB wait for it, and {kib} KiB more \
+                 do not fit; it hangs, and stopping the pod ends it"
+            );
+            Error::new(Kind::Exhausted, text)
+        })
+    }
+}
+
+/// A request on its way to the keeper.
+#[derive(Debug)]
+pub(super) struct Sent {
+    pub(super) frame: Frame,
+    /// Its number.
+    pub(super) request: u64,
+    /// Who waits for the answer.
+    pub(super) reply: oneshot::Sender<Reply>,
+    /// Its place among what is not sent yet.
+    pub(super) place: OwnedSemaphorePermit,
+}
+
 /// Owns the connection: sends requests and dispatches answers and events until either side closes it.
 pub(super) async fn run_connection(
     stream: UnixStream,
-    mut requests: mpsc::UnboundedReceiver<(Frame, u64, oneshot::Sender<Reply>)>,
+    mut requests: mpsc::UnboundedReceiver<Sent>,
     mut events: mpsc::Sender<KeeperEvent>,
     ends: Ends,
 ) {
     let waiting = Waiting::default();
     let (mut reader, mut writer) = (Reader::default(), Writer::default());
+    // Of the frames that the writer has, in their order.
+    let mut places = VecDeque::new();
     loop {
         let step = tokio::select! {
             next = requests.recv() => match next {
-                Ok((frame, request, reply)) => {
+                Ok(sent) => {
                     let mut waiting = lock(&waiting);
                     // A keeper may never answer a request whose caller has given up.
                     waiting.retain(|_, reply| !reply.is_closed());
-                    waiting.insert(request, reply);
+                    waiting.insert(sent.request, sent.reply);
                     drop(waiting);
-                    writer.push(frame);
+                    writer.push(sent.frame);
+                    places.push_back(sent.place);
                     Ok(())
                 }
                 Err(_) => Err(io::ErrorKind::NotConnected.into()),
             },
             ready = stream.writable(), if !writer.is_empty() => {
-                ready.and_then(|()| retry(stream.try_io(Interest::WRITABLE, || writer.flush(stream.as_fd()))).map(drop))
+                let flushed = ready.and_then(|()| retry(stream.try_io(Interest::WRITABLE, || writer.flush(stream.as_fd()))));
+                places.drain(..places.len() - writer.len());
+                flushed.map(drop)
             }
             ready = stream.readable() => match ready.and_then(|()| retry(stream.try_io(Interest::READABLE, || reader.read(stream.as_fd())))) {
                 Ok(Some(Some(frame))) => dispatch(frame, &waiting, &mut events, &ends),
@@ -120,8 +171,9 @@ mod tests {
     use coracle_spec::id::ContainerId;
     use coracle_spec::{Cause, MAX_CAUSE_BYTES, MAX_MESSAGE_BYTES};
 
-    use super::super::MAX_EVENTS;
+    use super::super::{Keeper, MAX_EVENTS};
     use super::*;
+    use crate::messages::Request;
 
     fn exited(text: &str) -> Frame {
         let exit = Exit {
@@ -166,5 +218,47 @@ mod tests {
             }
         }
         assert!((MAX_EVENTS..MAX_EVENTS + 8).contains(&count), "{count}");
+    }
+
+    #[tokio::test]
+    async fn requests_to_a_keeper_that_takes_none_are_bounded_and_told() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (requests, queue) = mpsc::unbounded();
+        let (events, _received) = mpsc::channel(MAX_EVENTS);
+        let connection = tokio::spawn(run_connection(ours, queue, events, Ends::default()));
+        let keeper = Keeper {
+            requests,
+            room: Room::default(),
+            numbers: Arc::default(),
+            protocol: Arc::default(),
+            ends: Ends::default(),
+        };
+        let ask = || keeper.request(Request::Leave, Vec::new(), Duration::from_millis(1));
+        let mut waiting = 0;
+        let refused = loop {
+            let error = ask().await.unwrap_err();
+            match error.kind() {
+                Kind::Deadline if waiting < 100_000 => waiting += 1,
+                _ => break error,
+            }
+        };
+        assert_eq!(refused.kind(), Kind::Exhausted, "{refused} after {waiting}");
+        let text = refused.to_string();
+        assert!(text.contains("4096 of at most 4096 KiB wait"), "{text}");
+        // It goes on: what waited is sent, and there is room again.
+        let mut reader = Reader::default();
+        let has_room = async {
+            while keeper.room.0.available_permits() < MAX_UNSENT_KIB {
+                while reader.read(theirs.as_fd()).is_ok() {}
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), has_room)
+            .await
+            .unwrap();
+        let error = ask().await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Deadline, "{error}");
+        drop(keeper);
+        connection.await.unwrap();
     }
 }

@@ -90,6 +90,16 @@ impl Connections {
     }
 }
 
+/// Whether this kernel can count the connections of pods, tried in a network namespace that is gone afterwards; false where
+/// it tracks none, and so has nothing to count. Errors: why it cannot.
+pub fn can_count_connections() -> Result<bool, Error> {
+    if !Path::new(CONNTRACK).exists() {
+        return Ok(false);
+    }
+    super::fixed::try_elsewhere(batch("cor", 1))?;
+    Ok(true)
+}
+
 fn batch(interface_prefix: &str, most: u32) -> Batch {
     let mut batch = Batch::new(&format!("coracle-{interface_prefix}-count"));
     batch.renew_table();

@@ -5,10 +5,12 @@
 //! back what was deleted.
 //! Not here: the rules.
 
+use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::super::error::Error;
 use super::super::nft::{Batch, Nft};
+use super::super::{NamespaceConfig, create_namespaces};
 use super::watch::Watch;
 
 /// The table of one daemon. Dropping it leaves the table as it is.
@@ -59,6 +61,19 @@ impl Fixed {
             // It is absent, or this kernel has no nf_tables.
             tracing::debug!(table = self.0.batch.table(), error = %error, "found no table to delete");
         }
+    }
+}
+
+/// Writes a table in a network namespace that is gone afterwards: whether this kernel takes it. Errors: it does not.
+pub(super) fn try_elsewhere(batch: Batch) -> Result<(), Error> {
+    let config = NamespaceConfig {
+        net: true,
+        ..NamespaceConfig::default()
+    };
+    let made = create_namespaces(config, None)?;
+    match made.net {
+        Some(netns) => Nft::open_in(netns.as_fd())?.commit(batch),
+        None => Ok(()),
     }
 }
 

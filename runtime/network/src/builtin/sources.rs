@@ -20,8 +20,7 @@ use coracle_spec::egress::Cidr;
 use coracle_spec::error::chain;
 
 use super::super::error::Error;
-use super::super::nft::{Base, Batch, Hook, Kind, Nft, Rule};
-use super::super::{NamespaceConfig, create_namespaces};
+use super::super::nft::{Base, Batch, Hook, Kind, Rule};
 use super::connections::Connections;
 use super::fixed::Fixed;
 
@@ -101,15 +100,7 @@ impl Sources {
 /// Whether this kernel can check the sources of pods' packets, tried in a network namespace that is gone afterwards.
 /// Errors: why not.
 pub fn can_check_sources() -> Result<(), Error> {
-    let config = NamespaceConfig {
-        net: true,
-        ..NamespaceConfig::default()
-    };
-    let made = create_namespaces(config, None)?;
-    match made.net {
-        Some(netns) => Nft::open_in(std::os::fd::AsFd::as_fd(&netns))?.commit(batch("cor")),
-        None => Ok(()),
-    }
+    super::fixed::try_elsewhere(batch("cor"))
 }
 
 /// Whether the kernel lacks nf_tables or the expression.

@@ -28,7 +28,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use coracle_spec::error::{Context as _, Error, Kind, Result};
-use coracle_spec::{ContainerSpec, HttpServer, Workload};
+use coracle_spec::{ContainerSpec, HttpServer, Wakes, Workload};
 use coracle_sys as sys;
 use coracle_sys::fork::Forked;
 use coracle_wasm::run::{Payload, Probes};
@@ -266,12 +266,19 @@ impl<'a> Holder<'a> {
     }
 
     /// Says in this process's title what its server does, and how often and how fast it was started again. The daemon's
-    /// metrics read it there.
+    /// metrics have the counts from its name.
     fn show(&self, state: &str) {
         let (wakes, latency, all) = (self.wakes, self.latency_us, self.all_latencies_us);
         show(
             self.spec,
             &format!("{state} wakes={wakes} last_wake_us={latency} wakes_us={all}"),
+        );
+        sys::fork::set_name(
+            &Wakes {
+                count: wakes,
+                took: Duration::from_micros(all),
+            }
+            .name(),
         );
     }
 }

@@ -2,14 +2,20 @@
 //!
 //! Called by: [`super`], for `coracle logs`. Invariants: what was written before the container ended is printed whole; a log
 //! that the kubelet has moved away is followed in its successor; of a log of whatever size a part of [`PART`] bytes and a
-//! line at most [`MAX_LINE`] long are in memory.
+//! line at most [`MAX_LINE`] long are in memory. A pod that has the node's directory of logs mounted may plant there what
+//! it likes, and this is root: nothing is opened but a regular file with one name that no link leads to.
 //! Must not know: the command line.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::Duration;
 
 use coracle_proto::admin::v1 as admin;
+use rustix::fs::{
+    CWD, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, open as open_at_path, openat2,
+};
+use rustix::io::Errno;
 use tonic::Code;
 
 use super::{Daemon, Error};
@@ -59,12 +65,16 @@ pub(super) async fn copy(
     container: &admin::Container,
     follow: bool,
 ) -> Result<u8, Error> {
-    let path = &container.log_path;
+    let path = match container.log_file.as_str() {
+        // A daemon of an older build.
+        "" => &container.log_path,
+        file => file,
+    };
     let failed = |source: io::Error| Error::Io {
         what: format!("read {path}"),
         source,
     };
-    let mut file = File::open(path).map_err(failed)?;
+    let mut file = open(path).map_err(failed)?;
     let mut lines = Lines::default();
     loop {
         // Whether it has ended is asked before its log is read to its end.
@@ -75,10 +85,10 @@ pub(super) async fn copy(
         }
         tokio::time::sleep(LOOK).await;
         // The kubelet moves a log away when it is large; the new one is read from its beginning.
-        let moved = std::fs::metadata(path).is_ok_and(|now| is_other(&now, &file));
+        let moved = find(path).is_ok_and(|(_, now)| is_other(&now, &file));
         if moved {
             show_rest(&mut file, &mut lines, failed)?;
-            file = File::open(path).map_err(failed)?;
+            file = open(path).map_err(failed)?;
         } else if file
             .metadata()
             .is_ok_and(|now| now.len() < file.stream_position().unwrap_or(0))
@@ -86,6 +96,39 @@ pub(super) async fn copy(
             file.rewind().map_err(failed)?;
         }
     }
+}
+
+/// Finds what is at `path` without opening it: a device or FIFO must not notice.
+fn find(path: &str) -> io::Result<(OwnedFd, Stat)> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let found = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS);
+    let found = found.map_err(|errno| match errno {
+        Errno::LOOP => io::Error::other(
+            "a component of its path is a link; links of the kubelet's log directory itself are followed if the \
+             configuration names it (sandbox.pod_logs_dir)",
+        ),
+        other => other.into(),
+    })?;
+    let facts = fstat(&found)?;
+    Ok((found, facts))
+}
+
+/// Opens the log `path` for reading.
+///
+/// Errors: a component of it is a link; it is no regular file; it has a second name; the kernel's.
+fn open(path: &str) -> io::Result<File> {
+    let (found, facts) = find(path)?;
+    let other = match FileType::from_raw_mode(facts.st_mode) {
+        FileType::RegularFile if facts.st_nlink <= 1 => None,
+        FileType::RegularFile => Some("is a file with another name elsewhere (a hard link)"),
+        _ => Some("is not a regular file"),
+    };
+    if let Some(other) = other {
+        let text = format!("what is there {other}; a log is a regular file with one name");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    let same = format!("/proc/self/fd/{}", found.as_raw_fd());
+    Ok(open_at_path(same, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?.into())
 }
 
 /// Prints what `file` has from its position on.
@@ -113,10 +156,8 @@ fn show(text: &[u8]) -> Result<(), Error> {
     })
 }
 
-fn is_other(now: &std::fs::Metadata, file: &std::fs::File) -> bool {
-    use std::os::unix::fs::MetadataExt as _;
-    file.metadata()
-        .is_ok_and(|open| (open.dev(), open.ino()) != (now.dev(), now.ino()))
+fn is_other(now: &Stat, file: &File) -> bool {
+    fstat(file).is_ok_and(|open| (open.st_dev, open.st_ino) != (now.st_dev, now.st_ino))
 }
 
 async fn has_ended(daemon: &mut Daemon, id: &str) -> Result<bool, Error> {

@@ -2,23 +2,21 @@
 //!
 //! Called by: `lifecycle::usage`, for metrics alone, on the blocking pool. Calls: cgroups, /proc.
 //! Invariants: what cannot be read is 0, as the container may end meanwhile; at most [`MAX_DESCRIPTORS`] descriptors of a
-//! container are looked at, whatever its processes do; a title is read of processes of our own alone.
+//! container are looked at, whatever its processes do; nothing of a process is read that lies in its own memory, as its
+//! command line does, because a tenant can have the kernel wait there; counts are read of processes of our own alone.
 //! Must not know: names of metrics.
 
-use std::io::Read as _;
 use std::path::Path;
-use std::time::Duration;
 
-use coracle_lifecycle::{ContainerKind, ContainerView, Details, OpenFiles, Wakes};
+use coracle_lifecycle::{ContainerKind, ContainerView, Details, OpenFiles};
+use coracle_spec::Wakes;
 
 use super::Host;
 
 /// Descriptors of a container that are looked at; one that has more is shown with this many.
 const MAX_DESCRIPTORS: u64 = 4096;
-/// Processes of a container whose title is looked at; the one that counts wakes is its first.
-const MAX_TITLES: usize = 16;
-/// Longest title.
-const TITLE_BYTES: u64 = 512;
+/// Processes of a container whose name is looked at; the one that counts wakes is its first.
+const MAX_NAMES: usize = 16;
 
 impl Host {
     /// Details of a running container of this kind; with `open_files` also what its processes have open. Blocks.
@@ -38,35 +36,20 @@ impl Host {
             hugepages: cgroup.hugepages().unwrap_or_default(),
             processes: u64::try_from(pids.len()).unwrap_or(u64::MAX),
             open_files: open_files.then(|| opened(&pids)),
-            // A program of an image says in its title what it likes.
+            // A program of an image has any name that it likes.
             wakes: match kind {
-                Some(ContainerKind::Wasm) => wakes(container.id.as_str(), &pids),
+                Some(ContainerKind::Wasm) => wakes(&pids),
                 Some(ContainerKind::Linux) | None => None,
             },
         }
     }
 }
 
-/// What the title of one of `pids` says of the wakes of function `id`.
-fn wakes(id: &str, pids: &[i32]) -> Option<Wakes> {
-    pids.iter().take(MAX_TITLES).find_map(|pid| {
-        let mut title = String::new();
-        let file = std::fs::File::open(format!("/proc/{pid}/cmdline")).ok()?;
-        file.take(TITLE_BYTES).read_to_string(&mut title).ok()?;
-        wakes_in(id, title.trim_end_matches('\0'))
-    })
-}
-
-/// The counts in the title of the process that holds the socket of function `id`.
-fn wakes_in(id: &str, title: &str) -> Option<Wakes> {
-    let rest = title.strip_prefix("coracle guest ")?.strip_prefix(id)?;
-    let number = |key: &str| {
-        let mut words = rest.split(' ');
-        words.find_map(|word| word.strip_prefix(key)?.parse().ok())
-    };
-    Some(Wakes {
-        count: number("wakes=")?,
-        took: Duration::from_micros(number("wakes_us=")?),
+/// What the name of one of `pids` says of the wakes of a function.
+fn wakes(pids: &[i32]) -> Option<Wakes> {
+    pids.iter().take(MAX_NAMES).find_map(|pid| {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        Wakes::read(name.trim_end())
     })
 }
 
@@ -129,22 +112,25 @@ mod tests {
     }
 
     #[test]
-    fn wakes_are_those_in_the_title_of_the_function() {
-        let title = "coracle guest abc asleep wakes=3 last_wake_us=5000 wakes_us=12000";
-        let wakes = Wakes {
+    fn wakes_are_those_in_the_name_of_a_process() {
+        let expected = Wakes {
             count: 3,
-            took: Duration::from_millis(12),
+            took: std::time::Duration::from_millis(12),
         };
-        assert_eq!(wakes_in("abc", title), Some(wakes));
-        assert_eq!(wakes_in("abd", title), None);
-        for other in [
-            "coracle guest abc",
-            "coracle guest abc server",
-            "abc wakes=3",
-        ] {
-            assert_eq!(wakes_in("abc", other), None);
-        }
-        assert_eq!(super::wakes("abc", &[i32::MAX]), None);
+        let thread = std::thread::Builder::new().name(expected.name());
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let named = thread.spawn(move || {
+            ready.send(rustix::thread::gettid()).unwrap();
+            let _ = ended.recv();
+        });
+        let tid = is_ready.recv().unwrap().as_raw_nonzero().get();
+        // The kernel has /proc/TID for each thread, too.
+        assert_eq!(wakes(&[i32::MAX, tid]), Some(expected));
+        let own = i32::try_from(std::process::id()).unwrap();
+        assert_eq!(wakes(&[own, i32::MAX]), None);
+        drop(end);
+        named.unwrap().join().unwrap();
     }
 
     #[test]

@@ -82,7 +82,7 @@ pub struct HostCounts {
     /// Pods that CNI plugins still have to detach.
     pub owed_releases: u64,
     /// Where damaged records lie that were moved aside.
-    pub quarantine: PathBuf,
+    pub quarantines: [PathBuf; 2],
 }
 
 /// Programs of the node that go with a container's start or end.

@@ -18,6 +18,7 @@ use crate::blocking::{blocking, pass, runtime_error};
 use crate::disk::{FoundContainer, Known, OnDisk, ids_of, read_pod};
 use crate::driver::{Connection, Driver, FoundKeeper, Resumed, Shared};
 use crate::error::Error;
+use crate::host_ids;
 use crate::record::PodRecord;
 use crate::registry::Claim;
 use crate::state::PodPhase;
@@ -77,6 +78,7 @@ async fn bring_back(
     if pod.boot != shared.boot {
         after_reboot(shared, &mut pod, &mut slot, &mut containers).await?;
     }
+    thaw(shared, Known::of(&pod, &containers)).await;
     let keeper = find_keeper(shared, &pod).await?;
     let found = Resumed { containers, keeper };
     Ok(Outcome::Driver(Box::new(
@@ -95,9 +97,7 @@ async fn drop_unborn(shared: &Arc<Shared>, pod: &PodRecord) -> Result<Outcome, E
 
 async fn resume(shared: &Arc<Shared>, pod: PodRecord, slot: Slot, found: Resumed) -> Driver {
     let mail = Driver::mailbox();
-    if pod.config.userns.is_none() {
-        shared.host.claim_ids(pod.range);
-    }
+    host_ids::claim(shared.host.as_ref(), &pod);
     claim_levels(shared, &pod, &found.containers);
     if let Claim::Held(other, _) = shared
         .registry
@@ -113,6 +113,24 @@ async fn resume(shared: &Arc<Shared>, pod: PodRecord, slot: Slot, found: Resumed
     Driver::new(Arc::clone(shared), pod, slot, share, mail)
         .resume(found)
         .await
+}
+
+/// Thaws what a daemon that died in the middle of a killing has frozen: the pod may be one that goes on.
+async fn thaw(shared: &Arc<Shared>, of: Known) {
+    let Some(record) = of.record else {
+        return;
+    };
+    let parent = record.cgroup_parent.trim_end_matches('/').to_owned();
+    let ids = ids_of(&record.id, &of.containers).into_iter();
+    let cgroups: Vec<String> = ids.map(|id| format!("{parent}/{id}")).collect();
+    let host = Arc::clone(&shared.host);
+    let thawed = blocking("thawing a sandbox", move || {
+        host.thaw_left(&cgroups);
+        Ok(())
+    });
+    if let Err(error) = thawed.await {
+        tracing::error!(pod = %record.id, error = error.chain(), "its cgroups may be frozen");
+    }
 }
 
 /// Reserves the SELinux categories of a pod and its containers.

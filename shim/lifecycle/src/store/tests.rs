@@ -231,7 +231,32 @@ fn quarantine_never_overwrites_an_earlier_one() {
     for _ in 0..2 {
         let broken = dir.0.join("broken");
         fs::create_dir(&broken).unwrap();
-        quarantine(&broken, &away).unwrap();
+        quarantine(&broken, std::slice::from_ref(&away)).unwrap();
     }
     assert!(away.join("broken").is_dir() && away.join("broken.2").is_dir());
+}
+
+#[test]
+fn what_lies_on_another_filesystem_than_the_root_is_moved_aside_there() {
+    use std::os::unix::fs::MetadataExt as _;
+    let root = Scratch::new("store-quarantine-root");
+    let disk = Path::new("/dev/shm").join(format!("store-quarantine-{}", std::process::id()));
+    fs::create_dir_all(disk.join("broken")).unwrap();
+    fs::write(disk.join("broken/record.1"), "evidence").unwrap();
+    let device = |path: &Path| fs::metadata(path).unwrap().dev();
+    assert_ne!(device(&root.0), device(&disk), "they are to be two");
+    // As a mount at `pods` would be.
+    std::os::unix::fs::symlink(&disk, root.0.join("pods")).unwrap();
+    let layout = crate::layout::Layout::new(root.0.clone());
+    let broken = layout.pods_directory().join("broken");
+    let moved = quarantine(&broken, &layout.quarantines());
+    let kept = moved
+        .as_ref()
+        .ok()
+        .map(|moved| fs::read_to_string(moved.join("record.1")).unwrap());
+    let is_gone = !broken.exists();
+    let names = crate::disk::ids_in::<coracle_spec::id::PodId>(&layout.pods_directory()).unwrap();
+    fs::remove_dir_all(&disk).unwrap();
+    assert_eq!(kept.as_deref(), Some("evidence"), "{moved:?}");
+    assert_eq!((is_gone, names), (true, Vec::new()));
 }

@@ -122,6 +122,21 @@ impl Host for World {
         self.leases.fetch_sub(1, Ordering::AcqRel);
     }
 
+    fn thaw_left(&self, _: &[String]) {}
+
+    fn give_ids(&self, _: &PodId, _: &str, _: IdRange) -> Result<(), Error> {
+        self.leases.fetch_add(1, Ordering::AcqRel);
+        Ok(())
+    }
+
+    fn adopt_ids(&self, _: &PodId, _: &str, _: IdRange) {
+        self.leases.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn take_back_ids(&self, _: &PodId, _: IdRange) {
+        self.leases.fetch_sub(1, Ordering::AcqRel);
+    }
+
     fn lease_level(&self, _: &PodId, _: &SandboxConfig) -> Result<Option<String>, Error> {
         Ok(None)
     }

@@ -15,6 +15,7 @@ use crate::blocking::blocking;
 use crate::clock;
 use crate::driver::Reply;
 use crate::error::{Error, Kind};
+use crate::host_ids;
 use crate::view::EventKind;
 
 /// Something of the pod that is to end, which may take long.
@@ -140,7 +141,9 @@ impl UnrecoveredPod {
     fn end(&mut self) {
         self.mailbox.close();
         let cache = &self.shared.cache;
-        if let Some(range) = self.known.range() {
+        if let Some(record) = &self.known.record {
+            host_ids::release(self.shared.host.as_ref(), record);
+        } else if let Some(range) = self.known.range() {
             self.shared.host.release_ids(range);
         }
         self.shared.host.release_level(self.id.as_str());

@@ -1,14 +1,17 @@
 //! A caller that sends too much, or connects without end: T37.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
+
+use coracle_tests::vitals::descriptors;
 
 use super::canary::Canary;
 use super::wasm::resident;
 use crate::authority::frame;
+use crate::image_cli::run_with;
 use crate::linux::shell::{fresh, on_peer};
-use crate::site::{Pod, daemon};
+use crate::site::{Pod, daemon, eventually};
 
 /// The first bytes of an HTTP/2 client. Source: RFC 9113, section 3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -77,5 +80,35 @@ async fn messages_that_are_huge_and_connections_without_end_are_borne() {
     Pod::run(&daemon, "after").await;
     let grown = resident(daemon.pid()).saturating_sub(before);
     assert!(grown < 128 << 20, "the daemon grew by {} MiB", grown >> 20);
+    daemon.finish().await.unwrap();
+}
+
+/// A client that runs away has a bounded part of the daemon's descriptors, and keeps nobody else out.
+#[tokio::test]
+async fn one_process_does_not_take_all_connections() {
+    let daemon = daemon().await;
+    let before = descriptors(daemon.pid()).len();
+    let mut held: Vec<UnixStream> = (0..900)
+        .map(|_| UnixStream::connect(daemon.socket()).unwrap())
+        .collect();
+    // Another process is served, and as the daemon accepts in turn, all of these were accepted before.
+    let listed = run_with(&daemon, &["list"], b"");
+    assert!(listed.status.success(), "{listed:?}");
+    let taken = descriptors(daemon.pid()).len().saturating_sub(before);
+    assert!(
+        (256..=640).contains(&taken),
+        "{taken} descriptors were taken"
+    );
+    // Whoever is one too many is told at once.
+    let mut last = held.pop().unwrap();
+    last.set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    assert_eq!(last.read(&mut [0; 1]).unwrap(), 0);
+    drop(held);
+    eventually("there is room again", || {
+        descriptors(daemon.pid()).len() < before + 64
+    })
+    .await;
+    Pod::run(&daemon, "after").await;
     daemon.finish().await.unwrap();
 }

@@ -73,16 +73,17 @@ async fn churn(daemon: Arc<Daemon>, starts: Arc<AtomicUsize>, lane: usize) {
     let mut round = lane;
     while starts.load(Ordering::Relaxed) < STARTS {
         let name = format!("churn-{lane}-{round}");
-        let count = one_pod(&daemon, &name, round % 4).await;
+        let count = one_pod(&daemon, &name, (lane, round % 4)).await;
         starts.fetch_add(count, Ordering::Relaxed);
         round += 1;
     }
 }
 
 /// One pod with its containers and execs; how many starts that was.
-async fn one_pod(daemon: &Daemon, name: &str, kind: usize) -> usize {
+async fn one_pod(daemon: &Daemon, name: &str, (lane, kind): (usize, usize)) -> usize {
     let mut config = match kind {
-        0 => crate::linux::users::in_userns(daemon, name, 700_000),
+        // No two pods have an id in common.
+        0 => crate::linux::users::in_userns(daemon, name, 700_000 + 65_536 * lane as u32),
         _ => daemon.pod(name),
     };
     let options = pod_security(&mut config)

@@ -229,6 +229,45 @@ async fn two_user_namespaces_do_not_meet() {
     daemon.finish().await.unwrap();
 }
 
+/// The kubelet may be told wrongly which ids are free: what another pod has, or may get from us, it cannot give.
+#[tokio::test]
+async fn ids_of_another_pod_are_given_to_nobody_else() {
+    if on_peer() {
+        return;
+    }
+    let mut daemon = daemon().await;
+    let first = Pod::run_config(&daemon, in_userns(&daemon, "first", 700_000)).await;
+    let settings = daemon.scratch().host_ids(false);
+    let base = settings
+        .lines()
+        .find_map(|line| line.strip_prefix("id_base = "));
+    let base: u32 = base.unwrap().parse().unwrap();
+    for _ in 0..2 {
+        for (name, host, fact) in [
+            ("same", 700_000, "700000 to 765535"),
+            ("behind", 765_535, "700000 to 765535"),
+            ("before", 634_465, "700000 to 765535"),
+            ("ours", base - 1, "sandbox.id_base"),
+        ] {
+            let config = in_userns(&daemon, &fresh(name), host);
+            let refusal = daemon.cri().run_pod(&config).await.expect_err(name);
+            assert_eq!(refusal.code(), Code::InvalidArgument, "{name}: {refusal}");
+            let text = refusal.message();
+            let both = text.contains(fact) && text.contains(&format!("{host} to "));
+            assert!(both, "{name}: {text}");
+        }
+        // Nor after a restart.
+        daemon.restart().await.unwrap();
+    }
+    // The next sandbox of the same pod has its ids.
+    let mut config = first.config.clone();
+    config.metadata.as_mut().unwrap().attempt += 1;
+    Pod::run_config(&daemon, config).await;
+    Pod::run_config(&daemon, in_userns(&daemon, "beside", 765_536)).await;
+    first.cri.stop_pod(&first.id).await.unwrap();
+    daemon.finish().await.unwrap();
+}
+
 #[tokio::test]
 async fn maps_that_cannot_be_are_refused() {
     if on_peer() {

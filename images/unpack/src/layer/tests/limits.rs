@@ -42,6 +42,32 @@ fn amounts_are_bounded_while_they_grow() {
     check(&window, Compression::Zstd, BOUNDS, Limit::Ratio);
 }
 
+/// The directories of a name need no entry, and occupy the disk all the same.
+#[test]
+fn directories_without_an_entry_are_counted() {
+    let name = |number: usize| format!("{number}/{}file", "d/".repeat(200));
+    let layer = |count: usize| {
+        let layers = (0..count).fold(Layer::default(), |layer, number| {
+            layer
+                .pax(&[("path", name(number).as_bytes())])
+                .file("f", b"")
+        });
+        layers.bytes()
+    };
+    let bounds = |entries| Bounds { entries, ..BOUNDS };
+    let unpack = |count, entries| {
+        let scratch = Scratch::new("implicit");
+        scratch.unpack_as(&layer(count), Compression::None, bounds(entries))
+    };
+    let unpacked = unpack(2, 2 * 202).unwrap();
+    assert_eq!((unpacked.entries, unpacked.inodes), (2 * 202, 2 * 202 + 1));
+    assert_eq!(unpacked.bytes, unpacked.inodes * 512);
+    for (count, entries) in [(2, 2 * 202 - 1), (50, 1000)] {
+        let refused = unpack(count, entries).unwrap_err();
+        assert_eq!(refused, Verdict::Limit(Limit::Entries));
+    }
+}
+
 /// A decompressor may work for minutes on what gives nothing.
 #[test]
 fn a_stream_that_unpacks_to_little_is_given_up() {
