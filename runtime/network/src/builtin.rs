@@ -45,11 +45,8 @@ use ports::Ports;
 use sources::Sources;
 use table::Table;
 
-<<<<<<< HEAD
-pub use counts::NetworkCounts;
-=======
 pub use connections::can_count_connections;
->>>>>>> walls
+pub use counts::NetworkCounts;
 pub use sources::can_check_sources;
 
 /// Settings of the built-in network.

@@ -39,11 +39,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-<<<<<<< HEAD
-pub use builtin::{Builtin, BuiltinConfig, NetworkCounts, can_check_sources};
-=======
-pub use builtin::{Builtin, BuiltinConfig, can_check_sources, can_count_connections};
->>>>>>> walls
+pub use builtin::{
+    Builtin, BuiltinConfig, NetworkCounts, can_check_sources, can_count_connections,
+};
 pub use choice::{Choice, Mode};
 pub use cni::{Cni, CniConfig};
 pub use config::{Bandwidth, HostPort, NetworkConfig, Protocol, Resolver};

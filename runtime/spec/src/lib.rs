@@ -30,11 +30,7 @@ pub use container::{
     Capabilities, Cause, CgroupMount, ContainerSpec, CpuPolicy, Device, DeviceKind, Diagnosis,
     Exit, Floor, Hook, Hooks, HttpLimits, HttpServer, IdRange, Identity, IoPriority, LinuxJail,
     LinuxSpec, MAX_CAUSE_BYTES, MAX_MESSAGE_BYTES, MemoryPolicy, Mount, MountKind,
-<<<<<<< HEAD
     MountPropagation, NodeHooks, PIDS_LIMIT, PidNamespaceMode, ProcessRow, ResourceLimit, Root,
-    SPEC_VERSION, Scheduling, Spawn, Tool, Toolbox, WasmKind, WasmNetwork, WasmSpec, Workload,
-=======
-    MountPropagation, PIDS_LIMIT, PidNamespaceMode, ProcessRow, ResourceLimit, Root, SPEC_VERSION,
-    Scheduling, Spawn, Tool, Toolbox, Wakes, WasmKind, WasmNetwork, WasmSpec, Workload,
->>>>>>> walls
+    SPEC_VERSION, Scheduling, Spawn, Tool, Toolbox, Wakes, WasmKind, WasmNetwork, WasmSpec,
+    Workload,
 };

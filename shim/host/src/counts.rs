@@ -27,13 +27,9 @@ impl Host {
                 ("failed", compiler.failed),
             ],
             spawner_restarts: self.parts.spawner.restarts(),
-<<<<<<< HEAD
             network: self.parts.network.counts(),
             owed_releases: u64::try_from(self.parts.network.cni().owed()).unwrap_or(u64::MAX),
-            quarantine: self.layout.quarantine(),
-=======
             quarantines: self.layout.quarantines(),
->>>>>>> walls
         }
     }
 }

@@ -199,13 +199,9 @@ fn write_counts(family: &Family, counts: &BTreeMap<[&str; 2], u64>, text: &mut T
 
 /// Blocks for a list of one small directory.
 fn write_host(counts: &HostCounts, text: &mut Text) {
-<<<<<<< HEAD
-    let quarantined = std::fs::read_dir(&counts.quarantine).map_or(0, Iterator::count);
-    write_network(counts, text);
-=======
     let entries = |place: &std::path::PathBuf| std::fs::read_dir(place).map_or(0, Iterator::count);
     let quarantined: usize = counts.quarantines.iter().map(entries).sum();
->>>>>>> walls
+    write_network(counts, text);
     for (family, value) in [
         (&COMPILED, counts.compiled_bytes),
         (&SPAWNER_RESTARTS, counts.spawner_restarts),

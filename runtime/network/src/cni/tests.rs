@@ -368,6 +368,8 @@ async fn a_plugin_of_a_killed_daemon_is_ended_before_its_pod_is_detached() {
         status = plugin.try_wait().unwrap();
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    let _ = plugin.kill();
+    plugin.wait().unwrap();
     assert!(status.is_some_and(|status| !status.success()));
     later.del(&pod).await.unwrap();
 }
