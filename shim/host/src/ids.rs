@@ -232,7 +232,7 @@ impl Ids {
         let given = state.given.get_mut(&range.base);
         let is_last = given.and_then(|given| {
             let is_its_own = given.size == range.size && given.sandboxes.remove(pod);
-            is_its_own.then(|| given.sandboxes.is_empty())
+            is_its_own.then_some(given.sandboxes.is_empty())
         });
         match is_last {
             Some(true) => {
