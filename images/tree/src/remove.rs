@@ -6,27 +6,47 @@
 //! root/a/b/c   ->   root/a, root/.0 (was a/b, still holds c)   ->   root/.0, root/.1 (was b/c)   ->   gone
 //! ```
 //! Invariants: each directory is renamed at most once, so the cost is linear; at most three descriptors are open.
-//! A tree that is still written to is removed as far as it is seen. Not here: when to remove.
+//! Each call ends after a number of entries: whoever holds a directory of the tree open, in another container for instance,
+//! may fill it as fast as it is emptied, for as long as he lives. Not here: when to remove.
 
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{
     self, AtFlags, CWD, Dir, FileType, IFlags, Mode, OFlags, RenameFlags, ResolveFlags,
 };
 use rustix::io::Errno;
 
+/// Entries after which [`remove`] gives up.
+const MOST_ENTRIES: u64 = 4 << 20;
+
 /// Removes the file or tree at `path`. An absent one is fine; a symlink is removed, not followed.
 ///
-/// Errors: EXDEV when something is mounted in it; the file system's. What was removed until then stays removed.
+/// Errors: EXDEV when something is mounted in it; ENOTEMPTY when it has millions of entries or somebody fills it meanwhile;
+/// the file system's. What was removed until then stays removed.
 pub fn remove(path: &Path) -> io::Result<()> {
-    remove_some(path, u64::MAX).map(drop)
+    remove_within(path, MOST_ENTRIES)
+}
+
+fn remove_within(path: &Path, limit: u64) -> io::Result<()> {
+    if remove_some(path, limit)? {
+        return Ok(());
+    }
+    let text =
+        format!("not empty after {limit} entries were removed; something may still write to it");
+    Err(io::Error::new(io::ErrorKind::DirectoryNotEmpty, text))
 }
 
 /// Removes up to `limit` entries of the tree at `path`. True when nothing is left of it.
 pub(crate) fn remove_some(path: &Path, limit: u64) -> io::Result<bool> {
+    remove_for(path, limit, Duration::MAX)
+}
+
+/// The same, for about `time` at most.
+pub(crate) fn remove_for(path: &Path, limit: u64, time: Duration) -> io::Result<bool> {
     let stat = match fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW) {
         Err(Errno::NOENT) => return Ok(true),
         other => other?,
@@ -39,6 +59,7 @@ pub(crate) fn remove_some(path: &Path, limit: u64) -> io::Result<bool> {
     let mut removal = Removal {
         root,
         left: limit,
+        end: Instant::now().checked_add(time),
         serial: 0,
     };
     loop {
@@ -46,8 +67,9 @@ pub(crate) fn remove_some(path: &Path, limit: u64) -> io::Result<bool> {
             return Ok(false);
         }
         match fs::unlinkat(CWD, path, AtFlags::REMOVEDIR) {
-            // A process that is being killed has created another file.
-            Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+            // A process that is being killed, or one that holds it open, has created another file.
+            Err(Errno::NOTEMPTY | Errno::EXIST) if removal.take() => {}
+            Err(Errno::NOTEMPTY | Errno::EXIST) => return Ok(false),
             done => return gone(done).map(|()| true),
         }
     }
@@ -55,8 +77,10 @@ pub(crate) fn remove_some(path: &Path, limit: u64) -> io::Result<bool> {
 
 struct Removal {
     root: OwnedFd,
-    /// Entries that may still be removed.
+    /// Entries that may still be removed. What somebody else has filled or taken meanwhile counts as one, too.
     left: u64,
+    /// When none may be removed any more; never if it is `None`.
+    end: Option<Instant>,
     /// Numbers the directories that were renamed up.
     serial: u64,
 }
@@ -100,6 +124,8 @@ impl Removal {
                 Err(errno) => return Err(errno.into()),
             }
             let child = match opened.take() {
+                // It was empty a moment ago.
+                Some(_) if !self.take() => return Ok(false),
                 Some(child) => child,
                 None => match open_child(self.root.as_fd(), name) {
                     Err(Errno::NOENT) => return Ok(true),
@@ -111,33 +137,36 @@ impl Removal {
                 if !self.take() {
                     return Ok(false);
                 }
-                if !unlink(child.as_fd(), entry.file_name(), entry.file_type())? {
-                    self.rename_up(child.as_fd(), entry.file_name())?;
+                if !unlink(child.as_fd(), entry.file_name(), entry.file_type())?
+                    && !self.rename_up(child.as_fd(), entry.file_name())?
+                {
+                    return Ok(false);
                 }
             }
             opened = Some(child);
         }
     }
 
-    /// Moves directory `name` of `from` into the root, under a name that is free there.
-    fn rename_up(&mut self, from: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
+    /// Moves directory `name` of `from` into the root, under a name that is free there. False when the limit was reached.
+    fn rename_up(&mut self, from: BorrowedFd<'_>, name: &CStr) -> io::Result<bool> {
         let mut unlocked = false;
         loop {
             let new = format!(".{:x}", self.serial);
             let flags = RenameFlags::NOREPLACE;
             match fs::renameat_with(from, name, &self.root, new.as_str(), flags) {
+                Err(Errno::EXIST) if !self.take() => return Ok(false),
                 Err(Errno::EXIST) => self.serial += 1,
                 Err(Errno::PERM) if !unlocked => {
                     unlock(from, name);
                     unlocked = true;
                 }
-                other => return gone(other),
+                other => return gone(other).map(|()| true),
             }
         }
     }
 
     fn take(&mut self) -> bool {
-        let is_left = self.left > 0;
+        let is_left = self.left > 0 && self.end.is_none_or(|end| Instant::now() < end);
         self.left = self.left.saturating_sub(1);
         is_left
     }

@@ -4,22 +4,37 @@
 //! trees. Invariants: a tree is gone from its path when [`Trash::remove`] returns; a caller deletes small trees
 //! itself and at most [`SMALL_ENTRIES`] of a large one; one thread deletes the rest and ends when nothing is left; the
 //! next daemon deletes what a dead one has left, in the background, too.
+//! The thread gives each tree a turn of [`TURN`]: a tree that somebody fills as fast as it is emptied holds up no other,
+//! and after [`FREE_TURNS`] turns it gets them ever more rarely.
 //! Not here: how a tree is deleted.
 
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
-use crate::remove::{remove, remove_some};
+use crate::remove::{remove, remove_for, remove_some};
 
 /// Entries that a caller deletes itself.
 const SMALL_ENTRIES: u64 = 256;
+/// Entries of one tree that the thread deletes before it goes on to the next.
+const TURN_ENTRIES: u64 = 8192;
+/// How long it does so at most: the entries of a tree in use are slow.
+const TURN: Duration = Duration::from_millis(250);
+/// Turns after which a tree waits for its next one as long as a turn takes, and twice as long after as many again.
+const FREE_TURNS: u32 = 64;
+/// The longest wait, in turns.
+const LONGEST_WAIT: u32 = 16;
+/// What a turn counts for that fails at once.
+const FAILED_TURN: Duration = Duration::from_secs(4);
 
 /// A trash directory. Cheap to clone; clones share it.
 #[derive(Clone, Debug)]
@@ -32,6 +47,8 @@ struct Inner {
     directory: PathBuf,
     serial: AtomicU64,
     worker: Mutex<Worker>,
+    /// Signalled when a tree was added.
+    added: Condvar,
 }
 
 /// The state of the background thread.
@@ -40,6 +57,27 @@ struct Worker {
     is_alive: bool,
     /// A tree was added since its last round.
     is_due: bool,
+}
+
+/// A tree that was not gone after its turn.
+#[derive(Debug, Clone, Copy)]
+struct Unfinished {
+    turns: u32,
+    /// When it gets the next one.
+    due: Instant,
+}
+
+impl Unfinished {
+    /// After one more turn, which took `time`.
+    fn next(before: Option<Unfinished>, time: Duration) -> Unfinished {
+        let turns = before.map_or(0, |before| before.turns).saturating_add(1);
+        let wait = match turns / FREE_TURNS {
+            0 => 0,
+            times => 1_u32.checked_shl(times - 1).unwrap_or(LONGEST_WAIT),
+        };
+        let due = Instant::now() + time * wait.min(LONGEST_WAIT);
+        Unfinished { turns, due }
+    }
 }
 
 impl Trash {
@@ -56,6 +94,7 @@ impl Trash {
                 directory: directory.to_owned(),
                 serial: AtomicU64::new(0),
                 worker: Mutex::default(),
+                added: Condvar::new(),
             }),
         };
         if std::fs::read_dir(directory)?.next().is_some() {
@@ -113,6 +152,7 @@ impl Trash {
         let mut worker = lock(&self.inner.worker);
         worker.is_due = true;
         if worker.is_alive {
+            self.inner.added.notify_one();
             return;
         }
         let inner = Arc::clone(&self.inner);
@@ -127,26 +167,81 @@ impl Trash {
 }
 
 impl Inner {
-    /// Deletes what lies in the directory, until nothing new was put in.
+    /// Deletes what lies in the directory, until nothing is left and nothing new was put in.
     fn work(&self) {
-        while self.is_due() {
-            let entries = std::fs::read_dir(&self.directory);
-            for entry in entries.into_iter().flatten().flatten() {
-                if let Err(error) = remove(&entry.path()) {
-                    tracing::warn!(%error, tree = %entry.path().display(), "cannot delete a tree in the trash; the next start tries again");
-                }
-            }
+        let mut unfinished = HashMap::new();
+        while self.wait(&unfinished) {
+            unfinished = self.take_turns(unfinished);
         }
     }
 
-    fn is_due(&self) -> bool {
+    /// Waits until a tree was added or one may have its next turn. False when there is none: the thread is to end.
+    fn wait(&self, unfinished: &HashMap<OsString, Unfinished>) -> bool {
+        let next = unfinished.values().map(|tree| tree.due).min();
         let mut worker = lock(&self.worker);
-        worker.is_alive = std::mem::take(&mut worker.is_due);
-        worker.is_alive
+        loop {
+            if std::mem::take(&mut worker.is_due) {
+                return true;
+            }
+            let Some(next) = next else {
+                worker.is_alive = false;
+                return false;
+            };
+            let left = next.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return true;
+            }
+            let woken = self.added.wait_timeout(worker, left);
+            (worker, _) = woken.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Gives each tree that is due one turn. Returns those that are not gone.
+    fn take_turns(
+        &self,
+        mut before: HashMap<OsString, Unfinished>,
+    ) -> HashMap<OsString, Unfinished> {
+        let mut left = HashMap::new();
+        let entries = std::fs::read_dir(&self.directory);
+        for entry in entries.into_iter().flatten().flatten() {
+            let tree = before.remove(&entry.file_name());
+            let unfinished = match tree {
+                Some(tree) if tree.due > Instant::now() => Some(tree),
+                tree => turn(&entry.path(), tree),
+            };
+            left.extend(unfinished.map(|tree| (entry.file_name(), tree)));
+        }
+        left
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+/// One turn of the tree at `path`. `None` when it is gone.
+fn turn(path: &Path, before: Option<Unfinished>) -> Option<Unfinished> {
+    let begun = Instant::now();
+    let error = match remove_for(path, TURN_ENTRIES, TURN) {
+        Ok(true) => return None,
+        Ok(false) => {
+            let after = Unfinished::next(before, begun.elapsed());
+            if after.turns == FREE_TURNS {
+                tracing::warn!(tree = %path.display(), turns = FREE_TURNS, "a tree in the trash is very large or still written to; its deletion goes on slowly");
+            }
+            return Some(after);
+        }
+        Err(error) => error,
+    };
+    if before.is_none() {
+        tracing::warn!(%error, tree = %path.display(), "cannot delete a tree in the trash; trying again from time to time");
+    }
+    let done = before.map_or(0, |before| before.turns);
+    let before = Unfinished {
+        turns: done.saturating_add(FREE_TURNS - 1),
+        due: begun,
+    };
+    let time = begun.elapsed().max(FAILED_TURN);
+    Some(Unfinished::next(Some(before), time))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -154,7 +249,6 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use std::fs;
-    use std::time::{Duration, Instant};
 
     use super::*;
 
@@ -201,5 +295,40 @@ mod tests {
         tree(&root.join("new"), 10);
         trash.remove_later(&root.join("new")).unwrap();
         wait_for_empty(&root.join("trash"));
+    }
+
+    /// However many entries it has, and whoever adds more of them.
+    #[test]
+    fn a_tree_without_an_end_holds_up_no_other() {
+        let temp = tempfile::tempdir().unwrap();
+        let directory = temp.path().join("trash");
+        let trash = Trash::open(&directory).unwrap();
+        let entries = usize::try_from(TURN_ENTRIES).unwrap() + 1_000;
+        tree(&directory.join("endless"), entries);
+        for name in ["a", "b", "c"] {
+            tree(&directory.join(name), 10);
+        }
+        let left = trash.inner.take_turns(HashMap::new());
+        let names: Vec<_> = left.keys().collect();
+        assert_eq!(names, ["endless"]);
+        assert!(directory.join("endless").exists());
+        for name in ["a", "b", "c"] {
+            assert!(!directory.join(name).exists(), "{name}");
+        }
+        trash.delete_later();
+        wait_for_empty(&directory);
+    }
+
+    #[test]
+    fn a_tree_that_does_not_end_gets_its_turns_ever_more_rarely() {
+        let time = Duration::from_secs(100);
+        let waits = |turns: u32| {
+            let due = Instant::now();
+            let after = Unfinished::next(Some(Unfinished { turns, due }), time);
+            let wait = after.due.saturating_duration_since(due);
+            u32::try_from(wait.as_secs() / 100).unwrap()
+        };
+        let turns = [0, 62, 63, 127, 191, 255, 319, 9_999, u32::MAX];
+        assert_eq!(turns.map(waits), [0, 0, 1, 2, 4, 8, 16, 16, 16]);
     }
 }

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! attach: lease -> host ports -> veth with its peer in the pod's namespace -> host's end -> pod's end
-//! detach: close loopback, release host ports and lease. The veth goes with the namespace; deleting it costs 40 ms.
+//! detach: close loopback, take the host's end down, release host ports and lease. The veth goes with the namespace; deleting
+//!         it costs 40 ms. Where somebody holds the namespace open, `detached` deletes it some seconds later.
 //! sweep:  leases, veths and host ports without a live pod
 //! ```
 //! Every packet of a pod has its own address as its source: `sources` drops others, and the node's end of a veth (`veth`)
@@ -11,7 +12,8 @@
 //! node's tracked connections.
 //!
 //! Invariants: an address is leased only while no interface of its name exists (a dropped namespace
-//! still answers for some 30 ms); a failed attach leaves neither a lease nor an interface; an interface
+//! may be there for seconds); nothing passes under an address after `detach`, whoever holds a socket of the pod;
+//! a failed attach leaves neither a lease nor an interface; an interface
 //! is deleted only if its name, kind and MAC show that it is ours; `route_localnet` is set on an interface
 //! only while the table that filters loopback packets exists. The node's own settings do not change:
 //! its operator sets `net.ipv4.ip_forward` and the routes for traffic that leaves the node.
@@ -19,6 +21,7 @@
 
 mod connections;
 mod counts;
+mod detached;
 mod fixed;
 mod masquerade;
 mod ports;
@@ -30,7 +33,7 @@ mod watch;
 use std::fs;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 
@@ -40,6 +43,7 @@ use super::netlink::Netlink;
 use super::subnet::{Ipv4Subnet, Ipv6Subnet};
 use super::veth::{self, Endpoint, POD_INTERFACE};
 use super::{Attachment, HostPort, NetworkConfig};
+use detached::Detached;
 use fixed::Fixed;
 use ports::Ports;
 use sources::Sources;
@@ -73,7 +77,8 @@ pub struct BuiltinConfig {
 pub struct Builtin {
     config: BuiltinConfig,
     kernel_has_v6: bool,
-    leases: Mutex<Leases>,
+    leases: Arc<Mutex<Leases>>,
+    detached: Detached,
     ports: Ports,
     /// Kept while a pod has an address.
     sources: Sources,
@@ -121,7 +126,8 @@ impl Builtin {
     pub fn open(config: BuiltinConfig) -> Result<Self, Error> {
         let kernel_has_v6 = Path::new("/proc/sys/net/ipv6").exists();
         config.check(kernel_has_v6)?;
-        let leases = Mutex::new(Leases::open(&config.lease_dir, config.subnet_v4)?);
+        let leases = Leases::open(&config.lease_dir, config.subnet_v4)?;
+        let leases = Arc::new(Mutex::new(leases));
         let ports = Ports::new(Table {
             name: format!("coracle-{}", config.interface_prefix),
             interface_prefix: config.interface_prefix.clone(),
@@ -130,6 +136,7 @@ impl Builtin {
         Ok(Self {
             sources: Sources::new(&config.interface_prefix, config.connections_per_pod),
             masquerade: Fixed::new(masquerade::batch(&config)),
+            detached: Detached::new(&config, &leases),
             config,
             kernel_has_v6,
             leases,
@@ -247,9 +254,12 @@ impl Builtin {
         if self.ports.has(&attachment.pod) {
             close_loopback(&attachment.host_interface)?;
         }
+        let shut = self.shut(attachment)?;
         // Another pod may get the address as soon as its lease is released.
         self.ports.close(&attachment.pod)?;
-        self.lock_leases().release(&attachment.pod).map(drop)
+        self.lock_leases().release(&attachment.pod)?;
+        self.detached.delete_later(shut);
+        Ok(())
     }
 
     /// See [`super::Network::retire`]. While pods have addresses, the table outlives the daemon as they do.
@@ -265,7 +275,7 @@ impl Builtin {
 
     fn endpoint(&self, index: u32) -> Endpoint {
         Endpoint {
-            host_interface: format!("{}{index:x}", self.config.interface_prefix),
+            host_interface: self.config.interface(index),
             v4: self.config.subnet_v4.address(index),
             v6: self.config.subnet_v6.map(|subnet| subnet.address(index)),
             kernel_has_v6: self.kernel_has_v6,
@@ -274,9 +284,13 @@ impl Builtin {
     }
 
     fn lock_leases(&self) -> MutexGuard<'_, Leases> {
-        // No panic leaves `Leases` half changed.
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.leases)
     }
+}
+
+fn lock(leases: &Mutex<Leases>) -> MutexGuard<'_, Leases> {
+    // No panic leaves `Leases` half changed.
+    leases.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether programs on the node reach `port` at 127.0.0.1.

@@ -124,6 +124,11 @@ impl Leases {
         self.by_pod.get(pod).copied()
     }
 
+    /// Whether a pod holds `index`.
+    pub(super) fn is_leased(&self, index: u32) -> bool {
+        self.by_index.contains_key(&index)
+    }
+
     /// The pods with a lease.
     pub(super) fn pods(&self) -> Vec<Arc<str>> {
         self.by_pod.keys().cloned().collect()

@@ -58,6 +58,7 @@ pub(super) struct Link {
     pub(super) mac: Vec<u8>,
     pub(super) group: u32,
     pub(super) is_veth: bool,
+    pub(super) is_up: bool,
     /// Whether it takes and sends no ARP.
     pub(super) is_without_arp: bool,
 }
@@ -292,9 +293,11 @@ fn split(datagram: &[u8]) -> Option<(u16, &[u8], &[u8])> {
 fn link(payload: &[u8]) -> Option<Link> {
     let index = u32::from_ne_bytes(payload.get(4..8)?.try_into().ok()?);
     let flags = u32::from_ne_bytes(payload.get(8..12)?.try_into().ok()?);
+    let flags = LinkFlags::from_bits_retain(flags);
     let mut link = Link {
         index,
-        is_without_arp: LinkFlags::from_bits_retain(flags).contains(LinkFlags::Noarp),
+        is_up: flags.contains(LinkFlags::Up),
+        is_without_arp: flags.contains(LinkFlags::Noarp),
         ..Link::default()
     };
     for attribute in NlasIterator::new(payload.get(IFINFOMSG_BYTES..)?).flatten() {

@@ -66,10 +66,15 @@ impl Endpoint {
         mac(0x0e, self.v4)
     }
 
-    /// The MAC of the host's end. Locally administered; it marks an interface as ours.
+    /// The MAC of the host's end.
     pub(super) fn host_mac(&self) -> [u8; 6] {
-        mac(0x0a, self.v4)
+        host_mac(self.v4)
     }
+}
+
+/// The MAC of the host's end of the pod with address `v4`. Locally administered; it marks an interface as ours.
+pub(super) fn host_mac(v4: Ipv4Addr) -> [u8; 6] {
+    mac(0x0a, v4)
 }
 
 fn mac(first: u8, address: Ipv4Addr) -> [u8; 6] {
@@ -247,6 +252,14 @@ pub(super) fn up(index: u32, name: &str, others: LinkFlags) -> Request {
     message.header.flags = LinkFlags::Up | others;
     message.header.change_mask = LinkFlags::Up | others;
     set_link("bring up", name, message)
+}
+
+/// Takes interface `index` down, and with it the routes and neighbours behind it.
+pub(super) fn down(index: u32, name: &str) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.header.change_mask = LinkFlags::Up;
+    set_link("take down", name, message)
 }
 
 /// Settings by address family. They must precede [`up`]: link-local addresses come with it.

@@ -22,7 +22,7 @@ use super::egress;
 use super::errors::invalid;
 use super::linux::Hardware;
 use super::paths::{Lookup, Missing};
-use super::process_args::{argv, environment, log_path, stop_signal, working_dir};
+use super::process_args::{argv, environment, linux_process, log_path, stop_signal, working_dir};
 use super::user::Resolved;
 use super::{Host, blocking, image_volumes, linux, mounts, pass, signatures, user};
 
@@ -248,13 +248,10 @@ impl Draft {
         host.claim_own_level(&self.id, config);
         egress::check_linux(&pod.config, plan.jail.capabilities.bounding)?;
         let usual = linux::usual_environment(&subject, &user.home);
-        let usual: Vec<_> = usual
-            .iter()
-            .map(|(name, value)| (*name, value.as_str()))
-            .collect();
+        let (args, env) = linux_process(&self.image, config, &usual, &additions.env)?;
         Ok(Parts {
-            args: argv(&self.image, config, false)?,
-            env: environment(&self.image, config, &usual, &additions.env)?,
+            args,
+            env,
             user,
             mounts,
             payload: Payload::Linux(plan),

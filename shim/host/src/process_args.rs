@@ -13,8 +13,13 @@ use super::errors::invalid;
 const SIGTERM: i32 = libc::SIGTERM;
 /// Most bytes of arguments, and of environment.
 const MAX_ARGS_BYTES: usize = 1 << 20;
+/// The longest argument or variable that `execve` takes, with its NUL: MAX_ARG_STRLEN. Bytes.
+const MAX_STRING_BYTES: usize = 128 << 10;
 /// The longest path: PATH_MAX. Bytes.
 const MAX_PATH_BYTES: usize = 4096;
+
+/// Arguments and environment.
+type Process = (Vec<String>, Vec<(String, String)>);
 
 /// Arguments as Kubernetes composes them: `command` replaces the entrypoint and drops the image's cmd; `args`
 /// replaces cmd. An artifact without either is named after its file or image, if it `may_be_unnamed`.
@@ -119,6 +124,41 @@ pub(super) fn environment(
         )));
     }
     Ok(env)
+}
+
+/// The arguments and the environment of a Linux program. Errors: as [`argv`] and [`environment`]; a text that is too long for
+/// the kernel.
+pub(super) fn linux_process(
+    image: &Image,
+    config: &ContainerConfig,
+    usual: &[(&'static str, String)],
+    devices: &[(String, String)],
+) -> Result<Process, Error> {
+    let usual = usual.iter().map(|(name, value)| (*name, value.as_str()));
+    let usual: Vec<_> = usual.collect();
+    let args = argv(image, config, false)?;
+    let env = environment(image, config, &usual, devices)?;
+    check_for_execve(&args, &env)?;
+    Ok((args, env))
+}
+
+/// Refuses an argument or a variable with which Linux starts no program, whatever its limits.
+fn check_for_execve(args: &[String], env: &[(String, String)]) -> Result<(), Error> {
+    let args = args.iter().enumerate();
+    let args = args.map(|(index, arg)| (format!("argument {index}"), arg.len() + 1));
+    let env = env.iter().map(|(name, value)| {
+        // Its name may be what is long, its value a secret.
+        let start: String = name.chars().take(64).collect();
+        let bytes = name.len() + value.len() + 2;
+        (format!("environment variable {start:?}"), bytes)
+    });
+    match args.chain(env).find(|(_, bytes)| *bytes > MAX_STRING_BYTES) {
+        Some((what, bytes)) => Err(invalid(format!(
+            "{what} has {bytes} bytes, and Linux starts no program with one of more than {MAX_STRING_BYTES}; \
+             mount it as a file"
+        ))),
+        None => Ok(()),
+    }
 }
 
 fn set(env: &mut Vec<(String, String)>, name: &str, value: &str) {

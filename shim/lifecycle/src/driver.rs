@@ -34,6 +34,7 @@ use coracle_control::keeper::{Keeper, KeeperEvent};
 use coracle_control::process::Process;
 use coracle_metrics::Held;
 use coracle_spec::id::ContainerId;
+use coracle_streaming::Share;
 use futures_channel::mpsc::{Receiver, UnboundedReceiver, unbounded};
 use futures_util::FutureExt as _;
 use tokio::sync::mpsc::UnboundedSender;
@@ -44,7 +45,7 @@ use super::error::{Error, Kind};
 use super::history::History;
 use super::record::{Plan, PodRecord};
 use super::registry::NameRegistry;
-use super::requests::{Requests, Share};
+use super::requests::Requests;
 use super::state::{ContainerPhase, PodPhase, Then};
 use super::store::Slot;
 use super::view::StateCache;
@@ -73,7 +74,7 @@ pub struct Shared {
     /// The snapshots that lists and status answer from.
     pub cache: StateCache,
     /// Memory that requests occupy, and its limit.
-    pub requests: Arc<Requests>,
+    pub requests: Requests,
     /// Routes names and ids to drivers.
     pub registry: NameRegistry<Mailbox>,
     /// Effects under way.

@@ -177,7 +177,8 @@ impl Pods {
         mail: (Mailbox, futures_channel::mpsc::UnboundedReceiver<Message>),
     ) -> Result<(), Error> {
         let host = &self.shared.host;
-        let share = self.shared.requests.take(config.as_ref());
+        let namespace = &config.name.namespace;
+        let share = self.shared.requests.take(namespace, config.as_ref());
         let share = share.map_err(|error| {
             Error::because(error.kind(), format!("sandbox {}", config.name), error)
         })?;

@@ -1,7 +1,9 @@
-//! Memory that many have together: for the output of all ExecSync calls, for what all streaming sessions have received.
+//! Memory that many have together: for the output of all ExecSync calls, for what all streaming sessions have received, for
+//! the requests of all pods.
 //!
-//! Called by: the host's ExecSync, for each output stream; [`super::receive`], for each connection. Invariants: all shares
-//! together hold at most the limit, in addition to the free bytes of each; nobody waits for memory, so nothing can
+//! Called by: the host's ExecSync, for each output stream; [`super::receive`], for each connection; the lifecycle, for each
+//! sandbox and container. Invariants: all shares together hold at most the limit, in addition to the free bytes of each and
+//! to what was there before ([`Share::take_over`]); nobody waits for memory, so nothing can
 //! deadlock; a share, and all shares of a tenant together, grow at most to what remains for others, so that a few greedy
 //! calls leave room for new ones and a single one gets half.
 //! Must not know: processes, streams, what tenants are.
@@ -9,7 +11,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The step by which a share grows. Bytes.
+/// The step by which a share of what comes bit by bit grows. Bytes.
 const STEP: usize = 64 << 10;
 
 /// The limit and the bytes in use; cheap to clone.
@@ -20,6 +22,7 @@ pub struct Budget(Arc<Account>);
 struct Account {
     total: usize,
     free: usize,
+    step: usize,
     taken: Mutex<Taken>,
 }
 
@@ -67,11 +70,30 @@ impl Budget {
     /// `total` bytes for all, beside the `free` bytes that each may hold regardless of the others.
     #[must_use]
     pub fn new(total: usize, free: usize) -> Self {
+        Self::with_step(total, free, STEP)
+    }
+
+    /// `total` bytes for all, of which every byte counts.
+    #[must_use]
+    pub fn exact(total: usize) -> Self {
+        Self::with_step(total, 0, 1)
+    }
+
+    fn with_step(total: usize, free: usize, step: usize) -> Self {
         Self(Arc::new(Account {
             total,
             free,
+            step,
             taken: Mutex::default(),
         }))
+    }
+
+    /// What all shares hold, and those of `tenant` alone. Bytes.
+    #[must_use]
+    pub fn taken(&self, tenant: &str) -> (usize, usize) {
+        let taken = self.0.lock();
+        let own = taken.tenants.get(tenant).copied().unwrap_or(0);
+        (taken.all, own)
     }
 
     /// Bytes for all.
@@ -131,6 +153,14 @@ impl Share {
         is_granted
     }
 
+    /// Holds at least `bytes` in all, whatever is left: they are in memory already.
+    pub fn take_over(&mut self, bytes: usize) {
+        let more = self.needed(bytes).saturating_sub(self.held);
+        let mut taken = self.budget.0.lock();
+        taken.add(self.tenant.as_ref(), more);
+        self.held += more;
+    }
+
     /// Gives back what `bytes` in all do not need.
     pub fn shrink(&mut self, bytes: usize) {
         let needed = self.needed(bytes);
@@ -147,7 +177,7 @@ impl Share {
 
     fn needed(&self, bytes: usize) -> usize {
         let shared = bytes.saturating_sub(self.budget.0.free);
-        shared.next_multiple_of(STEP)
+        shared.next_multiple_of(self.budget.0.step)
     }
 }
 
@@ -242,5 +272,20 @@ mod tests {
         assert!(budget.share_of("greedy").covers(MIB / 2));
         let taken = budget.0.lock();
         assert!(taken.all == 0 && taken.tenants.is_empty());
+    }
+
+    #[test]
+    fn what_was_there_before_counts_to_the_byte_and_is_never_refused() {
+        let budget = Budget::exact(100);
+        let mut found = budget.share_of("a");
+        found.take_over(130);
+        assert_eq!(budget.taken("a"), (130, 130));
+        assert!(!budget.share_of("b").covers(1));
+        drop(found);
+        let mut one = budget.share_of("a");
+        assert!(!one.covers(51) && one.covers(50));
+        assert!(budget.share_of("b").covers(25));
+        drop(one);
+        assert_eq!(budget.taken("a"), (0, 0));
     }
 }

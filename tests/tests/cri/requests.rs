@@ -11,7 +11,7 @@ use crate::linux::shell;
 use crate::site::{Pod, daemon_with, refused, tool};
 
 const KIB: usize = 1 << 10;
-const EXPECTED: [&str; 2] = ["sandbox.all_requests_bytes", "1048576"];
+const EXPECTED: [&str; 2] = ["sandbox.all_requests_bytes", "2097152"];
 
 fn pod(daemon: &Daemon, name: &str, bytes: usize) -> cri::PodSandboxConfig {
     let mut config = daemon.pod(name);
@@ -22,7 +22,7 @@ fn pod(daemon: &Daemon, name: &str, bytes: usize) -> cri::PodSandboxConfig {
 #[tokio::test]
 async fn all_requests_together_are_bounded_and_counted_over_a_restart() {
     let mut daemon = daemon_with(Options {
-        sandbox: "all_requests_bytes = 1048576\n".into(),
+        sandbox: "all_requests_bytes = 2097152\n".into(),
         ..Options::default()
     })
     .await;
@@ -133,11 +133,13 @@ async fn a_list_is_answered_whatever_all_annotations_together_are() {
 async fn what_images_add_to_containers_is_bounded_with_the_requests() {
     const MANY: usize = 12;
     let daemon = shell::daemon_with(Options {
-        sandbox: "all_requests_bytes = 4194304\n".into(),
+        sandbox: "all_requests_bytes = 8388608\n".into(),
         ..Options::default()
     })
     .await;
-    let env = serde_json::json!({"Env": ["PATH=/bin", format!("A={}", "x".repeat(900 * KIB))]});
+    let long = |number| format!("A{number}={}", "x".repeat(100 * KIB));
+    let env: Vec<String> = (0..9).map(long).chain(["PATH=/bin".into()]).collect();
+    let env = serde_json::json!({ "Env": env });
     let image = hostile_with(&daemon, env, |layer| layer).await;
     let pod = Pod::run(&daemon, "greedy").await;
     let mut created = Vec::new();
@@ -145,7 +147,7 @@ async fn what_images_add_to_containers_is_bounded_with_the_requests() {
         match pod.create(&script(&image, "true")).await {
             Ok(id) => created.push(id),
             Err(status) => {
-                let expected = ["sandbox.all_requests_bytes", "4194304", &image];
+                let expected = ["sandbox.all_requests_bytes", "8388608", &image];
                 refused::<()>(Err(status), Code::ResourceExhausted, &expected);
             }
         }
@@ -154,5 +156,42 @@ async fn what_images_add_to_containers_is_bounded_with_the_requests() {
     // What is gone makes room again.
     pod.cri.remove(&created[0]).await.unwrap();
     pod.create(&script(&image, "true")).await.unwrap();
+    daemon.finish().await.unwrap();
+}
+
+/// A tenant that takes what it gets, with containers that have never started, stops nobody else.
+#[tokio::test]
+async fn a_namespace_with_large_requests_leaves_room_for_pods_of_others() {
+    let daemon = daemon_with(Options {
+        sandbox: "all_requests_bytes = 4194304\n".into(),
+        ..Options::default()
+    })
+    .await;
+    let of = |name: &str, namespace: &str| {
+        let mut config = daemon.pod(name);
+        config.metadata.as_mut().unwrap().namespace = namespace.into();
+        config
+    };
+    let greedy = Pod::run_config(&daemon, of("greedy", "greedy")).await;
+    let mut large = container("large", tool(), &["sleep"]);
+    large.envs = (0..9)
+        .map(|number| cri::KeyValue {
+            key: format!("E{number}"),
+            value: "x".repeat(100 * KIB).into(),
+        })
+        .collect();
+    let mut refusal = None;
+    for number in 0..8 {
+        large.metadata.as_mut().unwrap().name = format!("large-{number}");
+        refusal = greedy.create(&large).await.err();
+        if refusal.is_some() {
+            break;
+        }
+    }
+    let expected = ["sandbox.all_requests_bytes", "4194304", "greedy"];
+    refused::<()>(Err(refusal.unwrap()), Code::ResourceExhausted, &expected);
+    let other = Pod::run_config(&daemon, of("other", "other")).await;
+    let id = other.tool(&["exit", "0"]).await;
+    daemon.cri().wait_exit(&id).await.unwrap();
     daemon.finish().await.unwrap();
 }

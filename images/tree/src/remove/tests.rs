@@ -104,3 +104,17 @@ fn a_limit_stops_and_the_next_call_goes_on() {
     }
     assert!(calls > 5 && !tree.exists());
 }
+
+#[test]
+fn a_removal_without_an_end_is_given_up() {
+    let scratch = Scratch::new("end");
+    let tree = scratch.0.join("tree");
+    files::create_dir(&tree).unwrap();
+    chain(&tree, "d", 100);
+    assert!(!remove_for(&tree, u64::MAX, Duration::ZERO).unwrap());
+    let error = remove_within(&tree, 50).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::DirectoryNotEmpty);
+    assert!(error.to_string().contains("50 entries"), "{error}");
+    remove(&tree).unwrap();
+    assert!(!tree.exists());
+}

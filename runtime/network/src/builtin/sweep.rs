@@ -2,18 +2,17 @@
 //!
 //! Called by: [`crate::Network`], at the daemon's start, and when a pod is dropped or its record becomes readable.
 //! Invariants: it removes only what a lease in this daemon's own directory names, because an address is leased
-//! before its interface is created; pods whose attachment is unknown keep what they hold.
+//! before its interface is created, and what is down without one, because it was detached; pods whose attachment is unknown
+//! keep what they hold.
 //! Not here: which pods are live.
 
 use std::collections::{HashMap, HashSet};
 
 use super::super::error::Error;
 use super::super::netlink::{Link, Netlink};
-use super::super::{Attachment, Provider, veth};
-use super::{Builtin, ignore_gone};
-
-/// The first number tried for the interface group in which orphans are deleted together.
-const ORPHAN_GROUP: u32 = 0x000c_04ac;
+use super::super::{Attachment, Provider};
+use super::detached::delete_together;
+use super::{Builtin, Endpoint, ignore_gone, is_at_loopback};
 
 impl Builtin {
     /// See [`crate::Network::sweep`].
@@ -55,7 +54,7 @@ impl Builtin {
             let Some(link) = link.filter(|link| !link.is_without_arp) else {
                 continue;
             };
-            let Some(index) = self.index_of(link) else {
+            let Some(index) = self.config.index_of(link) else {
                 continue;
             };
             let done = self.configure_host(&host, &self.endpoint(index), link.index);
@@ -87,26 +86,19 @@ impl Builtin {
             .collect();
         let host = Netlink::open()?;
         let links = host.links()?;
-        // An address is leased before its veth is created, so a veth without a lease of ours is another daemon's.
+        // An address is leased before its veth is created, so a veth without a lease of ours is another daemon's, unless it is
+        // down: then it was detached, and that daemon ended before it was deleted.
+        let is_leased = |index| self.lock_leases().is_leased(index);
         let orphans: Vec<&Link> = links
             .iter()
             .filter(|link| {
-                self.index_of(link)
-                    .is_some_and(|index| orphaned.contains(&index))
-                    && !owned.contains(link.name.as_str())
+                let index = self.config.index_of(link);
+                index.is_some_and(|index| {
+                    orphaned.contains(&index) || (!link.is_up && !is_leased(index))
+                }) && !owned.contains(link.name.as_str())
             })
             .collect();
-        // Deleting one interface takes the kernel 40 ms, deleting a group hardly more.
-        let mut group = ORPHAN_GROUP;
-        while links.iter().any(|link| link.group == group) {
-            group += 1;
-        }
-        for orphan in &orphans {
-            ignore_gone(host.run(vec![veth::set_group(orphan.index, &orphan.name, group)]))?;
-        }
-        if !orphans.is_empty() {
-            ignore_gone(host.run(vec![veth::delete_group(group)]))?;
-        }
+        delete_together(&host, &links, &orphans)?;
         removed.extend(
             orphans
                 .iter()
@@ -134,11 +126,27 @@ impl Builtin {
     /// See [`crate::Network::restore`].
     pub fn restore(&self, attachment: &Attachment) -> Result<(), Error> {
         self.sources.keep()?;
-        if let Some(index) = self.config.subnet_v4.index_among(&attachment.addresses) {
+        let index = self.config.subnet_v4.index_among(&attachment.addresses);
+        if let Some(index) = index {
             self.lock_leases().restore(&attachment.pod, index)?;
         }
         self.ports
-            .open(&attachment.pod, &attachment.addresses, &attachment.ports)
+            .open(&attachment.pod, &attachment.addresses, &attachment.ports)?;
+        // It is down if the pod was detached before.
+        index.map_or(Ok(()), |index| self.bring_back(attachment, index))
+    }
+
+    /// Has the node's end of a pod with address `index` up, if it is there.
+    fn bring_back(&self, attachment: &Attachment, index: u32) -> Result<(), Error> {
+        let host = Netlink::open()?;
+        let endpoint = Endpoint {
+            serves_loopback: attachment.ports.iter().any(is_at_loopback),
+            ..self.endpoint(index)
+        };
+        match host.index(&endpoint.host_interface)? {
+            Some(found) => ignore_gone(self.configure_host(&host, &endpoint, found)),
+            None => Ok(()),
+        }
     }
 
     /// Returns a text for each lease that was removed, and their indices.
@@ -171,18 +179,5 @@ impl Builtin {
             }
         }
         Ok((removed, orphaned))
-    }
-
-    /// The index in the name of a veth, if name, kind and MAC show that it is ours.
-    pub(super) fn index_of(&self, link: &Link) -> Option<u32> {
-        let digits = link.name.strip_prefix(&self.config.interface_prefix)?;
-        let index = u32::from_str_radix(digits, 16).ok()?;
-        if !(1..=self.config.subnet_v4.size()).contains(&index) {
-            return None;
-        }
-        let endpoint = self.endpoint(index);
-        let is_ours =
-            link.is_veth && link.name == endpoint.host_interface && link.mac == endpoint.host_mac();
-        is_ours.then_some(index)
     }
 }

@@ -13,6 +13,10 @@ use super::{BadRequest, check, mount, resources, security, signal};
 /// The longest image name, in bytes.
 const MAX_IMAGE_BYTES: usize = 1024;
 
+/// Most bytes of all arguments, and of all variables, also of those that a later one of the same name replaces: a record
+/// keeps them all.
+const MAX_ARGS_BYTES: usize = 1 << 20;
+
 /// Reads CreateContainer except the sandbox's id. `grants` and `handler` are the sandbox's. Errors: [`BadRequest`] that
 /// names the first field at fault.
 pub(crate) fn container_config(
@@ -76,6 +80,9 @@ fn texts(config: &cri::ContainerConfig) -> Result<(), BadRequest> {
     log_path(&config.log_path)?;
     arguments("config.command", &config.command)?;
     arguments("config.args", &config.args)?;
+    let arguments = config.command.iter().chain(&config.args);
+    let bytes = arguments.map(|argument| argument.len() + 1).sum();
+    bounded("config.args", "with config.command ", bytes)?;
     check::absolute_or_empty("config.working_dir", &config.working_dir)?;
     check::entries("config.labels", &config.labels)
 }
@@ -114,7 +121,22 @@ fn arguments(field: &str, arguments: &[String]) -> Result<(), BadRequest> {
     }
 }
 
+/// Refuses more bytes of arguments or variables than any program gets.
+fn bounded(field: &str, with: &str, bytes: usize) -> Result<(), BadRequest> {
+    if bytes > MAX_ARGS_BYTES {
+        let problem = format!(
+            "{with}holds {bytes} bytes, no program gets more than {MAX_ARGS_BYTES}; mount files in place of them"
+        );
+        return Err(BadRequest::invalid(field, problem));
+    }
+    Ok(())
+}
+
 fn environment(variables: Vec<cri::KeyValue>) -> Result<Vec<(String, String)>, BadRequest> {
+    let bytes = variables
+        .iter()
+        .map(|variable| variable.key.len() + variable.value.len() + 2);
+    bounded("config.envs", "", bytes.sum())?;
     let one = |(index, variable): (usize, cri::KeyValue)| {
         let field = format!("config.envs[{index}]");
         let key = variable.key;
@@ -287,6 +309,30 @@ mod tests {
             let refused = changed(change).unwrap_err();
             assert_eq!(refused.invalid_field(), Some(field), "{refused}");
         }
+    }
+
+    /// A variable of the same name replaces an earlier one, which the record keeps.
+    #[test]
+    fn no_request_keeps_more_arguments_or_variables_than_a_program_gets() {
+        let text = "x".repeat(MAX_ARGS_BYTES / 8);
+        let envs = |count: usize| vec![env("A", text.as_bytes()); count];
+        changed(|c| c.envs = envs(7)).unwrap();
+        let refused = changed(|c| c.envs = envs(8)).unwrap_err();
+        assert_eq!(refused.invalid_field(), Some("config.envs"));
+        let said = refused.to_string();
+        assert!(
+            said.contains("1048600") && said.contains("1048576"),
+            "{said}"
+        );
+        let args = |command: usize, args: usize| {
+            changed(|c| {
+                c.command = vec![text.clone(); command];
+                c.args = vec![text.clone(); args];
+            })
+        };
+        args(3, 4).unwrap();
+        let refused = args(4, 4).unwrap_err();
+        assert_eq!(refused.invalid_field(), Some("config.args"));
     }
 
     #[test]

@@ -245,3 +245,27 @@ fn the_image_overrides_the_defaults_and_devices_override_all() {
         expected.map(|(name, value)| (name.to_owned(), value.to_owned()))
     );
 }
+
+#[test]
+fn a_text_that_no_linux_program_can_get_is_refused_and_not_shown() {
+    let image = image(RunConfig::default());
+    let with = |arg: usize, value: usize| {
+        let config = ContainerConfig {
+            command: vec!["x".to_owned(), "y".repeat(arg)],
+            env: vec![("TOKEN".to_owned(), "z".repeat(value))],
+            ..config()
+        };
+        linux_process(&image, &config, &[("HOME", "/".to_owned())], &[])
+    };
+    // With `TOKEN=` and the NULs.
+    with(131_071, 131_065).unwrap();
+    for (refused, what) in [
+        (with(131_072, 1), "argument 1 has 131073 bytes"),
+        (with(1, 131_066), "variable \"TOKEN\" has 131073 bytes"),
+    ] {
+        let error = refused.unwrap_err();
+        assert_eq!(error.kind(), Kind::Invalid);
+        let text = error.to_string();
+        assert!(text.contains(what) && !text.contains("zz"), "{text}");
+    }
+}

@@ -9,6 +9,7 @@ use std::time::Duration;
 use coracle_control::keeper::{Greeting, Keeper, KeeperEvent};
 use coracle_spec::Exit;
 use coracle_spec::id::ContainerId;
+use coracle_streaming::Share;
 use futures_channel::mpsc::{Receiver, UnboundedSender};
 use tokio::sync::oneshot;
 use tracing::Span;
@@ -20,7 +21,6 @@ use crate::config::{ContainerConfig, Resources, SandboxConfig};
 use crate::error::Error;
 use crate::host::{CreatedSandbox, StartRequest, Started};
 use crate::record::Plan;
-use crate::requests::Share;
 use crate::state::Live;
 use crate::store::Slot;
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_spec::id::ContainerId;
+use coracle_streaming::Share;
 
 use super::container::missing;
 use super::{Completion, Container, Created, Driver, Message, Reply, Shared, Waiting, plugins};
@@ -12,7 +13,6 @@ use crate::clock;
 use crate::config::ContainerConfig;
 use crate::error::{Error, Kind};
 use crate::record::{ContainerRecord, PodRecord};
-use crate::requests::Share;
 use crate::state::{ContainerPhase, Event, PodPhase, Then};
 use crate::store::Slot;
 
@@ -37,10 +37,9 @@ impl Driver {
             join(held, &config, reply);
             return;
         }
-        let refusal = match (
-            ContainerId::random(),
-            self.shared.requests.take(config.as_ref()),
-        ) {
+        let namespace = &self.record.config.name.namespace;
+        let share = self.shared.requests.take(namespace, config.as_ref());
+        let refusal = match (ContainerId::random(), share) {
             (Ok(id), Ok(share)) => return self.create(id, config, share, reply),
             (Err(error), _) => io_error("draw a container id", error),
             (_, Err(error)) => {
@@ -210,7 +209,8 @@ pub(super) async fn build(
 fn make(shared: &Shared, pod: &PodRecord, record: ContainerRecord) -> Result<Created, Error> {
     // What the image and the node add to the request stays in memory as long.
     let kept = (record.plan.as_ref(), &record.requested);
-    let share = shared.requests.take(&kept).map_err(|error| {
+    let share = shared.requests.take(&pod.config.name.namespace, &kept);
+    let share = share.map_err(|error| {
         let text = format!(
             "container {}, with what image {:?} gives it",
             record.config.name, record.config.image

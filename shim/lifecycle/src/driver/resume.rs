@@ -68,11 +68,10 @@ impl Driver {
         self.shared.registry.add_container(&id, &self.record.id);
         // Requests may wait for a container that could not be read before.
         let waiting = self.containers.remove(&id).map(|before| before.waiting);
-        let share = self.shared.requests.take_over(&(
-            record.config.as_ref(),
-            record.plan.as_ref(),
-            &record.requested,
-        ));
+        let (config, plan) = (record.config.as_ref(), record.plan.as_ref());
+        let kept = (config, plan, &record.requested);
+        let namespace = &self.record.config.name.namespace;
+        let share = self.shared.requests.take_over(namespace, &kept);
         let container = Container {
             requested: record.requested,
             plan: Some(record.plan),

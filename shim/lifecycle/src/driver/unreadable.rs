@@ -26,7 +26,8 @@ impl Driver {
     pub(super) fn keep_unreadable(&mut self, id: ContainerId, found: &Unreadable) {
         self.shared.registry.add_container(&id, &self.record.id);
         let config = Arc::new(container_config(&id, found.json.as_ref()));
-        let share = self.shared.requests.take_over(config.as_ref());
+        let namespace = &self.record.config.name.namespace;
+        let share = self.shared.requests.take_over(namespace, config.as_ref());
         let slot = self.new_slot(&id);
         let container = Container::new(id.clone(), config, share, slot, 1);
         self.containers.insert(id.clone(), container);

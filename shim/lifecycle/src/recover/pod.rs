@@ -109,7 +109,8 @@ async fn resume(shared: &Arc<Shared>, pod: PodRecord, slot: Slot, found: Resumed
         }
         shared.registry.adopt(&pod.id, mail.0.clone());
     }
-    let share = shared.requests.take_over(pod.config.as_ref());
+    let namespace = &pod.config.name.namespace;
+    let share = shared.requests.take_over(namespace, pod.config.as_ref());
     Driver::new(Arc::clone(shared), pod, slot, share, mail)
         .resume(found)
         .await

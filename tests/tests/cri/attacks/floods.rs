@@ -92,7 +92,7 @@ async fn one_process_does_not_take_all_connections() {
         .map(|_| UnixStream::connect(daemon.socket()).unwrap())
         .collect();
     // Another process is served, and as the daemon accepts in turn, all of these were accepted before.
-    let listed = run_with(&daemon, &["list"], b"");
+    let listed = run_with(&daemon, &["ls"], b"");
     assert!(listed.status.success(), "{listed:?}");
     let taken = descriptors(daemon.pid()).len().saturating_sub(before);
     assert!(

@@ -81,6 +81,7 @@ fn a_sweep_leaves_what_is_unknown_and_what_is_another_daemons() {
     assert_eq!(restarted.leases(), 1);
     restarted.restore(&attachments[1]).unwrap();
     assert_eq!(restarted.leases(), 2);
+    talk(Some(&pods[1].netns), None, attachments[1].addresses[0]);
     for (pod, attachment) in pods.into_iter().zip(&attachments) {
         restarted.detach(attachment).unwrap();
         node.end(pod, attachment);
