@@ -23,7 +23,9 @@ use std::os::fd::BorrowedFd;
 
 use super::error::Error;
 use super::netlink::Netlink;
-use super::nft::{Base, Batch, Element, Hook, Kind, Nft, Rule, Set, Type, concat};
+use super::nft::{
+    Base, Batch, Element, Hook, Kind, LOOPBACK_INDEX, Nft, Rule, Set, Type, concat,
+};
 use coracle_spec::egress::{Cidr, Denied, Egress, FORMS, Form, List, Rule as Entry, Target};
 
 /// The table in a pod's namespace.
@@ -61,8 +63,6 @@ const NODE_TORN: [Set; 2] = [
         value: &[],
     },
 ];
-/// `lo` has this index in every network namespace. Source: net/loopback.c, `LOOPBACK_IFINDEX`.
-const LOOPBACK_INDEX: u32 = 1;
 const DNS_PORT: u16 = 53;
 const WITH_PORTS: [i32; 3] = [libc::IPPROTO_TCP, libc::IPPROTO_UDP, libc::IPPROTO_SCTP];
 /// Multicast listener query to done, router solicitation to neighbour advertisement, and listener report version 2.

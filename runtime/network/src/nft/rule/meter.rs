@@ -5,10 +5,11 @@
 //! Not here: who is counted, and the set.
 
 use super::super::Set;
-use super::{Attributes, NFT_REG32_00, NFTA_DREG, NFTA_EXPR_DATA, NFTA_EXPR_NAME, Rule};
+use super::{
+    Attributes, NFT_META_IIF, NFT_REG32_00, NFTA_DREG, NFTA_EXPR_DATA, NFTA_EXPR_NAME, Rule,
+};
 
 // Source: linux/netfilter/nf_tables.h, as all below.
-const NFT_META_IIF: u32 = 4;
 const NFTA_CT_KEY: u16 = 2;
 const NFT_CT_ID: u32 = 23;
 const NFTA_DYNSET_SET_NAME: u16 = 1;
