@@ -3,12 +3,12 @@
 //!
 //! ```text
 //! attach: lease -> host ports -> veth with its peer in the pod's namespace -> host's end -> pod's end
-//! detach: close loopback, release host ports and lease. The veth goes with the namespace; deleting it costs 40 ms.
+//! detach: close loopback, release host ports, forget connections, release the lease. The veth goes with the namespace; deleting it costs 40 ms.
 //! sweep:  leases, veths and host ports without a live pod
 //! ```
 //! Every packet of a pod has its own address as its source: `sources` drops others, and the node's end of a veth (`veth`)
-//! has strict rp_filter, no ARP, and takes no redirects and no routes from the pod. `connections` bounds what a pod has of the
-//! node's tracked connections.
+//! has strict rp_filter, no ARP, and takes no redirects and no routes from the pod. `connections` bounds what a pod, and
+//! all together, have of the node's tracked connections.
 //!
 //! Invariants: an address is leased only while no interface of its name exists (a dropped namespace
 //! still answers for some 30 ms); a failed attach leaves neither a lease nor an interface; an interface
@@ -125,7 +125,11 @@ impl Builtin {
             sender_v6: config.subnet_v6.map(|subnet| subnet.address(0)),
         });
         Ok(Self {
-            sources: Sources::new(&config.interface_prefix, config.connections_per_pod),
+            sources: Sources::new(
+                &config.interface_prefix,
+                config.connections_per_pod,
+                connections::NODE_LIMIT.into(),
+            ),
             masquerade: Fixed::new(masquerade::batch(&config)),
             config,
             kernel_has_v6,
@@ -244,8 +248,12 @@ impl Builtin {
         if self.ports.has(&attachment.pod) {
             close_loopback(&attachment.host_interface)?;
         }
-        // Another pod may get the address as soon as its lease is released.
+        // Another pod may get the address as soon as its lease is released, and has it if there is none.
         self.ports.close(&attachment.pod)?;
+        let index = self.lock_leases().index_of(&attachment.pod);
+        if let Some(index) = index {
+            connections::forget(&attachment.pod, &self.endpoint(index).addresses());
+        }
         self.lock_leases().release(&attachment.pod).map(drop)
     }
 

@@ -4,7 +4,7 @@
 //! those of the whole network namespace.
 //! Not here: who is counted, and the set.
 
-use super::super::Set;
+use super::super::{Set, Type};
 use super::{
     Attributes, NFT_META_IIF, NFT_REG32_00, NFTA_DREG, NFTA_EXPR_DATA, NFTA_EXPR_NAME, Rule,
 };
@@ -23,8 +23,9 @@ const NFT_CONNLIMIT_F_INV: u32 = 1;
 
 impl Rule {
     /// Only a connection for which there are `most` others already with the same key in `counts`: the remainder of the
-    /// connection's number by `parts`, a power of two, and the index of the interface that the packet came in by. Others are
-    /// counted until they end. The kernel walks the connections of one key for each new one, so `most` is what that costs.
+    /// connection's number by `parts`, a power of two, and, if the key has it, the index of the interface that the packet came
+    /// in by. Others are counted until they end. The kernel walks the connections of one key for each new one, so `most` is
+    /// what that costs.
     pub(crate) fn beyond(self, counts: Set, parts: u32, most: u32) -> Self {
         let number = self.expression(
             "ct",
@@ -32,9 +33,11 @@ impl Rule {
                 .number(NFTA_DREG, NFT_REG32_00)
                 .number(NFTA_CT_KEY, NFT_CT_ID),
         );
-        let key = number
-            .masked(&(parts - 1).to_ne_bytes())
-            .meta_at(NFT_META_IIF, 1);
+        let part = number.masked(&(parts - 1).to_ne_bytes());
+        let key = match counts.key.contains(&Type::Interface) {
+            true => part.meta_at(NFT_META_IIF, 1),
+            false => part,
+        };
         let limit = Attributes::default()
             .number(NFTA_CONNLIMIT_COUNT, most)
             .number(NFTA_CONNLIMIT_FLAGS, NFT_CONNLIMIT_F_INV);
