@@ -262,6 +262,11 @@ impl Builtin {
         self.sources.delete_if(|| self.leases() == 0);
     }
 
+    /// Most tracked connections of one pod; any number if it is 0.
+    pub(crate) fn connections_per_pod(&self) -> u32 {
+        self.config.connections_per_pod
+    }
+
     /// How many addresses are leased.
     #[must_use]
     pub fn leases(&self) -> usize {

@@ -53,4 +53,9 @@ impl Rule {
                 .nest(NFTA_DYNSET_EXPR, &counter),
         )
     }
+
+    /// Keeps the kernel from tracking the packet's connection. Only in a chain that comes before that, at priority raw.
+    pub(crate) fn untracked(self) -> Self {
+        self.expression("notrack", Attributes::default())
+    }
 }
