@@ -15,6 +15,7 @@
 #[allow(unsafe_code, reason = "log threads, descriptors by number")]
 pub mod keeper;
 mod native;
+mod own_log;
 pub mod spawner;
 pub mod unpacker;
 pub mod memory {

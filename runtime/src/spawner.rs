@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 
-use crate::keeper;
+use crate::{keeper, own_log};
 use coracle_control::frame::{Frame, Reader, Writer};
 use coracle_control::messages::{FromSpawner, KeeperConfig, ToSpawner};
 use coracle_sandbox as sandbox;
@@ -175,8 +175,7 @@ fn inherited(fds: Vec<OwnedFd>, empty: BorrowedFd<'_>) -> Result<impl Iterator<I
 
 /// Writes an error as one line to the inherited standard error: the daemon may be gone.
 pub(crate) fn log_error(error: &Error) {
-    let line = format!("coracle: {}\n", error.chain());
-    let _ = rustix::io::write(sys::standard(2), line.as_bytes());
+    own_log::say(&error.chain());
 }
 
 struct Connection {

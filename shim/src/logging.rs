@@ -3,12 +3,13 @@
 //! Called by: `serve`, before the daemon starts its first thread; its reload; the admin service.
 //! Invariants: levels come from the configuration and from the operator's commands, never from the environment; every line
 //! has a time in UTC, and its priority where standard error goes to the journal; colours only when standard error is a
-//! terminal; the last lines stay in memory; none is longer than 16 KiB.
+//! terminal; the last lines stay in memory; none is longer than 16 KiB; nobody waits for whoever reads standard error.
 //! Must not know: logs of containers, which keepers write.
 
 mod bounded;
 mod journal;
 mod levels;
+mod queue;
 mod recent;
 
 use std::error::Error;
@@ -23,6 +24,7 @@ use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use journal::Prefixed;
 pub use levels::{Change, configure, set};
+pub use queue::{flush, last_words, write_in_background};
 use recent::Output;
 pub use recent::recent_lines;
 

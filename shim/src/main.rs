@@ -73,12 +73,14 @@ fn main() -> ExitCode {
         _ => {}
     }
     failpoint::arm(std::env::var("CORACLE_FAILPOINTS").ok());
-    match command(Cli::parse().command) {
+    let ended = command(Cli::parse().command);
+    logging::flush();
+    match ended {
         Ok(code) => ExitCode::from(code),
         // Whoever read the output has enough of it.
         Err(error) if is_broken_pipe(error.as_ref()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "coracle: {}", chain(error.as_ref()));
+            logging::last_words(&format!("coracle: {}\n", chain(error.as_ref())));
             ExitCode::FAILURE
         }
     }

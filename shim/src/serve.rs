@@ -68,6 +68,9 @@ pub fn main(arguments: &ConfigArgs) -> Result<(), Box<dyn Error>> {
     coracle_images::set_failpoints(coracle_spec::failpoint::hit);
     coracle_runtime::isolate_daemon()?;
     coracle_runtime::memory::limit_arenas(ARENAS);
+    if let Err(error) = logging::write_in_background() {
+        tracing::warn!(%error, "the log has no thread of its own: whoever reads it slowly slows the daemon down");
+    }
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()

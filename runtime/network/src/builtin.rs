@@ -3,13 +3,14 @@
 //!
 //! ```text
 //! attach: lease -> host ports -> veth with its peer in the pod's namespace -> host's end -> pod's end
-//! detach: close loopback, take the host's end down, release host ports and lease. The veth goes with the namespace; deleting
-//!         it costs 40 ms. Where somebody holds the namespace open, `detached` deletes it some seconds later.
+//! detach: close loopback, take the host's end down, release host ports, forget connections, release the lease. The veth goes
+//!         with the namespace; deleting it costs 40 ms. Where somebody holds the namespace open, `detached` deletes it some
+//!         seconds later.
 //! sweep:  leases, veths and host ports without a live pod
 //! ```
 //! Every packet of a pod has its own address as its source: `sources` drops others, and the node's end of a veth (`veth`)
-//! has strict rp_filter, no ARP, and takes no redirects and no routes from the pod. `connections` bounds what a pod has of the
-//! node's tracked connections.
+//! has strict rp_filter, no ARP, and takes no redirects and no routes from the pod. `connections` bounds what a pod, and
+//! all together, have of the node's tracked connections.
 //!
 //! Invariants: an address is leased only while no interface of its name exists (a dropped namespace
 //! may be there for seconds); nothing passes under an address after `detach`, whoever holds a socket of the pod;
@@ -134,7 +135,11 @@ impl Builtin {
             sender_v6: config.subnet_v6.map(|subnet| subnet.address(0)),
         });
         Ok(Self {
-            sources: Sources::new(&config.interface_prefix, config.connections_per_pod),
+            sources: Sources::new(
+                &config.interface_prefix,
+                config.connections_per_pod,
+                connections::NODE_LIMIT.into(),
+            ),
             masquerade: Fixed::new(masquerade::batch(&config)),
             detached: Detached::new(&config, &leases),
             config,
@@ -255,8 +260,12 @@ impl Builtin {
             close_loopback(&attachment.host_interface)?;
         }
         let shut = self.shut(attachment)?;
-        // Another pod may get the address as soon as its lease is released.
+        // Another pod may get the address as soon as its lease is released, and has it if there is none.
         self.ports.close(&attachment.pod)?;
+        let index = self.lock_leases().index_of(&attachment.pod);
+        if let Some(index) = index {
+            connections::forget(&attachment.pod, &self.endpoint(index).addresses());
+        }
         self.lock_leases().release(&attachment.pod)?;
         self.detached.delete_later(shut);
         Ok(())
@@ -265,6 +274,11 @@ impl Builtin {
     /// See [`super::Network::retire`]. While pods have addresses, the table outlives the daemon as they do.
     pub fn retire(&self) {
         self.sources.delete_if(|| self.leases() == 0);
+    }
+
+    /// Most tracked connections of one pod; any number if it is 0.
+    pub(crate) fn connections_per_pod(&self) -> u32 {
+        self.config.connections_per_pod
     }
 
     /// How many addresses are leased.

@@ -1,8 +1,11 @@
-//! Enforces a pod's [`Egress`] by nftables in its network namespace: one table with one output chain.
+//! Enforces a pod's [`Egress`] by nftables in its network namespace: one table with an output chain, and one before it.
 //!
 //! ```text
+//! from 127.0.0.0/8 to it, from ::1 to it      not tracked
+//!
 //! answers, neighbour discovery                accept
 //! a source that is not the pod's own          drop
+//! a connection beyond the pod's limit         drop
 //! loopback                                    accept
 //! DNS to the pod's servers                    accept if a host is listed by name
 //! addresses that are always denied            reject, also where an IPv6 address embeds one
@@ -15,20 +18,34 @@
 //! host functions of a Wasm guest check the names themselves. A rejected connection fails at once, not after minutes.
 //! Who sends to itself under the address of somebody it may not reach (IPV6_FREEBIND needs no privilege) would have been
 //! called by that address, and could answer it: so sources of first packets are checked, on loopback, too.
+//! To know answers the kernel tracks connections in the pod's namespace, in a table of as many entries as the node's, in memory
+//! that no cgroup is charged with. So the pod has a limit there as at the node; its loopback, where a busy pod has thousands a
+//! second and needs no answers to be known, is left out. Programs of the pod that translate addresses (a mesh's proxy) lead
+//! connections to loopback from its own address: these are tracked, or nobody would undo it.
 //! Invariant: the table is replaced in one transaction.
 //! Not here: packets that a process with CAP_NET_RAW sends past the kernel's IP stack.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::BorrowedFd;
 
 use super::error::Error;
 use super::netlink::Netlink;
-use super::nft::{Base, Batch, Element, Hook, Kind, Nft, Rule, Set, Type, concat};
+use super::nft::{Base, Batch, Element, Hook, Kind, LOOPBACK_INDEX, Nft, Rule, Set, Type, concat};
 use coracle_spec::egress::{Cidr, Denied, Egress, FORMS, Form, List, Rule as Entry, Target};
 
 /// The table in a pod's namespace.
 const TABLE: &str = "coracle-egress";
 const OUT: &str = "out";
+const LOOPBACK: &str = "loopback";
+/// Lists of connections, few in each: the kernel walks one for a new connection.
+const PARTS: u32 = 256;
+const COUNTS: Set = Set {
+    name: "connections",
+    key: &[Type::Mark],
+    value: &[],
+};
+// Source: linux/netfilter_ipv4.h, NF_IP_PRI_RAW: before connections are tracked.
+const PRIORITY_RAW: i32 = -300;
 const LISTED: &str = "listed";
 const PORTS: &str = "ports";
 const NAMED: &str = "named";
@@ -61,8 +78,6 @@ const NODE_TORN: [Set; 2] = [
         value: &[],
     },
 ];
-/// `lo` has this index in every network namespace. Source: net/loopback.c, `LOOPBACK_IFINDEX`.
-const LOOPBACK_INDEX: u32 = 1;
 const DNS_PORT: u16 = 53;
 const WITH_PORTS: [i32; 3] = [libc::IPPROTO_TCP, libc::IPPROTO_UDP, libc::IPPROTO_SCTP];
 /// Multicast listener query to done, router solicitation to neighbour advertisement, and listener report version 2.
@@ -83,18 +98,30 @@ pub fn denied_of_this_node(ports: &[(u16, u16)]) -> Result<Denied, Error> {
 }
 
 /// Enforces `egress` on everything that runs in `netns`. `resolvers` are the pod's DNS servers, which it may query
-/// if any host is listed by name. To be called before the pod's first process; repeating it replaces the rules. It
+/// if any host is listed by name; it may begin `connections` at a time, any number if that is 0. To be called before the pod's first process; repeating it replaces the rules. It
 /// does nothing for [`Egress::Open`].
 /// Errors: the kernel has no nf_tables, or refuses the table; there is no table then.
-pub fn install(netns: BorrowedFd<'_>, egress: &Egress, resolvers: &[IpAddr]) -> Result<(), Error> {
+pub fn install(
+    netns: BorrowedFd<'_>,
+    egress: &Egress,
+    resolvers: &[IpAddr],
+    connections: u32,
+) -> Result<(), Error> {
     let Egress::Listed(list) = egress else {
         return Ok(());
     };
     let resolvers = if egress.has_names() { resolvers } else { &[] };
-    Nft::open_in(netns)?.commit(table(list, resolvers))
+    let nft = Nft::open_in(netns)?;
+    match nft.commit(table(list, resolvers, connections)) {
+        // A kernel that cannot count connections, of which the log tells where they are counted for the node.
+        Err(error) if connections > 0 && error.is_unknown_to_kernel() => {
+            nft.commit(table(list, resolvers, 0))
+        }
+        done => done,
+    }
 }
 
-fn table(list: &List, resolvers: &[IpAddr]) -> Batch {
+fn table(list: &List, resolvers: &[IpAddr], connections: u32) -> Batch {
     let mut batch = Batch::new(TABLE);
     batch.renew_table();
     let base = Base {
@@ -103,13 +130,14 @@ fn table(list: &List, resolvers: &[IpAddr]) -> Batch {
         priority: 0,
         accepts: false,
     };
+    leave_loopback_untracked(&mut batch);
     batch.add_chain(OUT, Some(base));
     batch.add_chain(REFUSED, None);
     // An ICMP error about a SYN is lost while connect(2) still holds the socket; a reset is not.
     let tcp = Rule::default().protocol(libc::IPPROTO_TCP as u8);
     batch.add_rule(REFUSED, &tcp.reset());
     batch.add_rule(REFUSED, &Rule::default().reject());
-    pass(&mut batch, resolvers);
+    pass(&mut batch, resolvers, connections);
     refuse(&mut batch, &list.denied);
     let (inside, outside): (Vec<&Entry>, Vec<&Entry>) =
         list.rules.iter().partition(|rule| list.leads_inside(rule));
@@ -122,8 +150,30 @@ fn table(list: &List, resolvers: &[IpAddr]) -> Batch {
     batch
 }
 
+/// Keeps the kernel from tracking what the pod says to itself at the loopback addresses.
+fn leave_loopback_untracked(batch: &mut Batch) {
+    let base = Base {
+        kind: Kind::Filter,
+        hook: Hook::Output,
+        priority: PRIORITY_RAW,
+        accepts: true,
+    };
+    batch.add_chain(LOOPBACK, Some(base));
+    let (v4, v6) = (IpAddr::V4(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into());
+    // Its base is made of the first eight bits.
+    let v4 = Cidr::new(Ipv4Addr::new(127, 0, 0, 0).into(), 8).unwrap_or(Cidr::host(v4));
+    for own in [v4, Cidr::host(v6)] {
+        let rule = Rule::default()
+            .out_interface(LOOPBACK_INDEX)
+            .family_of(own.base())
+            .source(own)
+            .destination(own);
+        batch.add_rule(LOOPBACK, &rule.untracked());
+    }
+}
+
 /// Accepts what needs no list entry.
-fn pass(batch: &mut Batch, resolvers: &[IpAddr]) {
+fn pass(batch: &mut Batch, resolvers: &[IpAddr], connections: u32) {
     // First, as among them are resets that the kernel makes for a rejected packet, from whom that was addressed to.
     batch.add_rule(OUT, &Rule::default().established().accept());
     // Its sources are unspecified at times.
@@ -133,6 +183,12 @@ fn pass(batch: &mut Batch, resolvers: &[IpAddr]) {
     }
     // Without an answer: that would go to whoever has the address.
     batch.add_rule(OUT, &Rule::default().source_is_not_local().drop());
+    if connections > 0 {
+        batch.add_counting_set(COUNTS, PARTS);
+        let most = (connections / PARTS).max(1);
+        let beyond = Rule::default().new_connection().beyond(COUNTS, PARTS, most);
+        batch.add_rule(OUT, &beyond.drop());
+    }
     let loopback = Rule::default().out_interface(LOOPBACK_INDEX);
     batch.add_rule(OUT, &loopback.accept());
     // Before the denied addresses: a node's DNS cache often has a link-local one.

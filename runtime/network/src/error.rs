@@ -151,6 +151,13 @@ impl Error {
             _ => None,
         }
     }
+
+    /// Whether the kernel lacks nf_tables or an expression of a rule.
+    pub(super) fn is_unknown_to_kernel(&self) -> bool {
+        let codes = [libc::ENOENT, libc::EOPNOTSUPP, libc::EPROTONOSUPPORT];
+        self.raw_os_error()
+            .is_some_and(|code| codes.contains(&code))
+    }
 }
 
 fn hint(explanation: &str) -> String {

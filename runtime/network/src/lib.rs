@@ -138,6 +138,12 @@ impl Network {
         self.choice.decide()
     }
 
+    /// Most tracked connections of one pod; any number if it is 0.
+    #[must_use]
+    pub fn connections_per_pod(&self) -> u32 {
+        self.builtin.connections_per_pod()
+    }
+
     /// Which provider attaches new pods, for people.
     #[must_use]
     pub fn mode(&self) -> String {

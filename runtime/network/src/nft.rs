@@ -29,7 +29,7 @@ use super::netlink::{inside, open_socket};
 pub(super) use attributes::Attributes;
 pub(super) use batch::{Base, Batch, Element, Hook, Kind, Set, Type, concat};
 pub(super) use events::Events;
-pub(super) use flows::{Flow, forget_flows};
+pub(super) use flows::{Flow, forget_address, forget_flows};
 pub(super) use rule::Rule;
 
 // Source: linux/netlink.h, linux/netfilter/nfnetlink.h and nf_tables.h.
@@ -41,6 +41,8 @@ const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP: u16 = 0x300;
 const NFNL_SUBSYS_CTNETLINK: u16 = 1;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
+/// `lo` has this index in every network namespace. Source: net/loopback.c, `LOOPBACK_IFINDEX`.
+pub(super) const LOOPBACK_INDEX: u32 = 1;
 /// The family of tables for IPv4 and IPv6 alike.
 const NFPROTO_INET: u8 = 1;
 /// Large enough for any datagram of a dump.

@@ -26,6 +26,7 @@ use super::container_process::ForkedContainer;
 use super::log::LogThread;
 use super::reports::{self, ReportEvent, Reports, kill};
 use super::tokens::FIRST_WATCH;
+use crate::own_log;
 use coracle_control::exits::{self, now_ns};
 use coracle_control::messages::{Answer, FromKeeper};
 use coracle_spec::failpoint;
@@ -286,12 +287,11 @@ impl Containers {
         if let Some(log) = entry.log.take() {
             if log.dropped() > 0 {
                 // Logged to the inherited standard error, because the daemon may be gone.
-                let line = format!(
-                    "coracle: container {}: lost {} log lines to a full or broken disk\n",
+                own_log::say(&format!(
+                    "container {}: lost {} log lines to a full or broken disk",
                     entry.id,
                     log.dropped()
-                );
-                let _ = rustix::io::write(coracle_sys::standard(2), line.as_bytes());
+                ));
             }
             self.join_log(log);
         }

@@ -170,7 +170,9 @@ impl Host {
                 );
             }
         }
-        egress::install(netns, &reach, &resolvers).map_err(|error| {
+        let connections = self.parts.network.connections_per_pod();
+        let installed = egress::install(netns, &reach, &resolvers, connections);
+        installed.map_err(|error| {
             network_error(
                 format!("hold sandbox {} to its egress list", record.id),
                 error,

@@ -6,9 +6,10 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::bounded::bounded;
+use super::queue;
 
 /// Most bytes that are kept.
 const MAX_BYTES: usize = 512 << 10;
@@ -21,15 +22,14 @@ static RECENT: Mutex<Recent> = Mutex::new(Recent {
 });
 
 struct Recent {
-    lines: VecDeque<Box<[u8]>>,
+    lines: VecDeque<Arc<[u8]>>,
     bytes: usize,
 }
 
 impl Recent {
-    fn push(&mut self, line: &[u8]) {
-        let line = &line[..line.len().min(MAX_BYTES)];
+    fn push(&mut self, line: Arc<[u8]>) {
         self.bytes += line.len();
-        self.lines.push_back(line.into());
+        self.lines.push_back(line);
         while self.bytes > MAX_BYTES || self.lines.len() > MAX_LINES {
             self.bytes -= self.lines.pop_front().map_or(0, |line| line.len());
         }
@@ -48,7 +48,7 @@ fn recent() -> MutexGuard<'static, Recent> {
     RECENT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Standard error, and the lines that are kept.
+/// Standard error, by way of the queue, and the lines that are kept.
 pub(super) struct Output;
 
 impl Write for Output {
@@ -58,13 +58,14 @@ impl Write for Output {
 
     /// The log calls this once for each event.
     fn write_all(&mut self, line: &[u8]) -> io::Result<()> {
-        let line = bounded(line);
-        recent().push(&line);
-        io::stderr().write_all(&line)
+        let line: Arc<[u8]> = bounded(line).into();
+        recent().push(Arc::clone(&line));
+        queue::write(line);
+        Ok(())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+        Ok(())
     }
 }
 
@@ -80,11 +81,11 @@ mod tests {
             bytes: 0,
         };
         for number in 0..MAX_LINES + 3 {
-            recent.push(format!("{number}\n").as_bytes());
+            recent.push(format!("{number}\n").into_bytes().into());
         }
         assert_eq!(recent.lines.len(), MAX_LINES);
         assert_eq!(&**recent.lines.front().unwrap(), b"3\n");
-        recent.push(&vec![b'x'; MAX_BYTES + 1]);
+        recent.push(vec![b'x'; MAX_BYTES].into());
         assert_eq!((recent.lines.len(), recent.bytes), (1, MAX_BYTES));
     }
 }

@@ -1,7 +1,13 @@
 //! What the daemon's log says: one line for each change of a pod and its containers, by name and id, and each refusal once.
 
+use std::fs::{self, File};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::time::Duration;
+
 use coracle_tests::client::container;
 use coracle_tests::daemon::{Daemon, Options, failpoints_binary};
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
+use tokio::time::timeout;
 use tonic::Code;
 
 use crate::site::{Pod, daemon_with, refused, tool};
@@ -142,5 +148,51 @@ async fn a_removal_that_a_kill_interrupts_is_no_error() {
     );
     let errors: Vec<_> = lines.iter().filter(|line| line.contains("ERROR")).collect();
     assert!(errors.is_empty(), "{errors:#?}");
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_delays_no_call_and_no_end() {
+    let mut daemon = daemon_with(Options::default()).await;
+    daemon.kill();
+    let log = daemon.scratch().dir().join("daemon.log");
+    let kept = fs::read(&log).unwrap();
+    fs::remove_file(&log).unwrap();
+    mknodat(CWD, &log, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let reader = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(flags)
+        .open(&log)
+        .unwrap();
+    daemon.restart().await.unwrap();
+    let cri = daemon.cri();
+    let calls = async {
+        for number in 0..2000 {
+            let missing = format!("{number:064x}");
+            assert_eq!(
+                cri.start(&missing).await.unwrap_err().code(),
+                Code::NotFound
+            );
+        }
+        let id = cri.run_pod(&daemon.pod("deaf")).await.unwrap();
+        cri.remove_pod(&id).await.unwrap();
+    };
+    let answered = timeout(Duration::from_secs(60), calls).await;
+    let waiting = rustix::io::ioctl_fionread(&reader).unwrap();
+    drop(cri);
+    let ended = match answered {
+        Ok(()) => Some(daemon.terminate().await),
+        Err(_) => None,
+    };
+    // A failure below shows the log, which must be one that can be read.
+    daemon.kill();
+    fs::remove_file(&log).unwrap();
+    fs::write(&log, kept).unwrap();
+    assert!(waiting > 56 << 10, "only {waiting} bytes wait for a reader");
+    assert!(answered.is_ok(), "the calls wait for whoever reads the log");
+    assert!(ended.unwrap().unwrap().success());
+    daemon.restart().await.unwrap();
     daemon.finish().await.unwrap();
 }

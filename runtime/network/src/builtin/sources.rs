@@ -14,6 +14,7 @@
 //! Not here: what a pod may reach.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use coracle_spec::egress::Cidr;
@@ -42,12 +43,12 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    /// The table for the pods whose veths have this prefix, and that of their connections, `limit` a pod. Nothing is written
-    /// yet.
-    pub(super) fn new(interface_prefix: &str, limit: u32) -> Self {
+    /// The table for the pods whose veths have this prefix, and that of their connections, `limit` a pod, and of all a part of
+    /// the number in the file `node_limit`. Nothing is written yet.
+    pub(super) fn new(interface_prefix: &str, limit: u32, node_limit: PathBuf) -> Self {
         Self {
             table: Fixed::new(batch(interface_prefix)),
-            connections: Connections::new(interface_prefix, limit),
+            connections: Connections::new(interface_prefix, limit, node_limit),
             is_unknown: AtomicBool::new(false),
             stays: AtomicBool::new(false),
         }
@@ -61,7 +62,7 @@ impl Sources {
             return Ok(());
         }
         match self.table.keep() {
-            Err(error) if is_unknown(&error) => {
+            Err(error) if error.is_unknown_to_kernel() => {
                 self.is_unknown.store(true, Ordering::Relaxed);
                 tracing::warn!(
                     error = %chain(&error),
@@ -101,14 +102,6 @@ impl Sources {
 /// Errors: why not.
 pub fn can_check_sources() -> Result<(), Error> {
     super::fixed::try_elsewhere(batch("cor"))
-}
-
-/// Whether the kernel lacks nf_tables or the expression.
-pub(super) fn is_unknown(error: &Error) -> bool {
-    let codes = [libc::ENOENT, libc::EOPNOTSUPP, libc::EPROTONOSUPPORT];
-    error
-        .raw_os_error()
-        .is_some_and(|code| codes.contains(&code))
 }
 
 fn batch(interface_prefix: &str) -> Batch {

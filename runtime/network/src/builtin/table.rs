@@ -1,7 +1,7 @@
 //! The nftables table that forwards ports of the node to pods.
 //!
 //! ```text
-//! guard        raw, prerouting   packets of pods to or from 127.0.0.0/8            drop
+//! guard        raw, prerouting   packets of others to 127.0.0.0/8, of pods from it drop
 //! arriving     nat, prerouting   packets to the node                              -> offered
 //! made_here    nat, output       packets to the node from its own programs        -> offered
 //! offered                        (address . protocol . port), (protocol . port)    -> pod . port, by maps
@@ -10,13 +10,17 @@
 //! The kernel routes a packet from 127.0.0.1 to a pod only if the pod's veth has `route_localnet`, which would also
 //! let the pod send to the node's loopback. `guard` prevents that: it sees packets before NAT is undone, when the
 //! answers to our own are still addressed to the gateway. IPv6 has no such switch, so `::1` has no host ports.
+//! The kernel itself drops what others send to 127.0.0.0/8, but only once `arriving` has led it to a pod: whoever is on the
+//! node's link would reach ports that are offered to the node alone. So `guard` drops it first, from all interfaces but `lo`.
 //! Invariants: a lookup is one hash, however many pods have ports; the table exists exactly while a pod has ports;
 //! its rules do not depend on the ports, so that their number shows whether another program changed them.
 //! Not here: which pod has which port.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::super::nft::{Base, Batch, Element, Hook, Kind, Rule, Set, Type, concat};
+use super::super::nft::{
+    Base, Batch, Element, Hook, Kind, LOOPBACK_INDEX, Rule, Set, Type, concat,
+};
 use super::super::veth::GATEWAY_V4;
 use super::super::{HostPort, Protocol};
 use coracle_spec::egress::Cidr;
@@ -157,14 +161,13 @@ impl Table {
 
     fn add_guard(&self, batch: &mut Batch, base: Base) {
         batch.add_chain("guard", Some(base));
-        let from_pods = || {
-            Rule::default()
-                .interfaces(base.hook, &self.interface_prefix)
-                .ipv4()
-        };
         let loopback = loopback_v4();
-        batch.add_rule("guard", &from_pods().destination(loopback).drop());
-        batch.add_rule("guard", &from_pods().source(loopback).drop());
+        let others = Rule::default().not_from_interface(LOOPBACK_INDEX).ipv4();
+        batch.add_rule("guard", &others.destination(loopback).drop());
+        let pods = Rule::default()
+            .interfaces(base.hook, &self.interface_prefix)
+            .ipv4();
+        batch.add_rule("guard", &pods.source(loopback).drop());
     }
 
     fn add_leaving(&self, batch: &mut Batch, base: Base) {

@@ -2,6 +2,7 @@
 //!
 //! A UDP sender that never pauses keeps its entry alive: a flow from before a host port existed would bypass the pod
 //! for ever, and a flow that outlives the pod would reach the next pod with its address.
+//! An entry of an established TCP connection stays for days after its pod.
 //! Not here: which entries are stale.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -16,6 +17,11 @@ const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
+const CTA_FILTER: u16 = 25;
+const CTA_FILTER_ORIG_FLAGS: u16 = 1;
+const CTA_FILTER_REPLY_FLAGS: u16 = 2;
+/// The source address. Source: net/netfilter/nf_internals.h, `CTA_FILTER_F_CTA_IP_SRC`.
+const OF_SOURCE: u32 = 1;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_IP_V4_SRC: u16 = 1;
@@ -31,6 +37,8 @@ const NLA_F_NESTED: u16 = 1 << 15;
 /// One entry of the connection table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Flow {
+    /// The source of its first packet.
+    pub(crate) caller: IpAddr,
     /// Transport protocol, by its number.
     pub(crate) protocol: u8,
     /// The destination of its first packet.
@@ -43,10 +51,64 @@ pub(crate) struct Flow {
 
 /// Deletes every entry for which `is_stale` is true, and returns how many. An entry may expire meanwhile.
 pub(crate) fn forget_flows(nft: &Nft, is_stale: impl Fn(&Flow) -> bool) -> Result<usize, Error> {
+    // Both families at once: the kernel walks its whole table, which takes some milliseconds.
+    forget_listed(nft, 0, &Attributes::default(), is_stale)
+}
+
+/// Deletes every entry of a connection that `address` began, or that was delivered to it. The kernel chooses them.
+pub(crate) fn forget_address(nft: &Nft, address: IpAddr) -> Result<(), Error> {
+    let family = match address {
+        IpAddr::V4(_) => libc::AF_INET,
+        IpAddr::V6(_) => libc::AF_INET6,
+    } as u8;
+    let directions = [
+        (CTA_TUPLE_ORIG, CTA_FILTER_ORIG_FLAGS),
+        (CTA_TUPLE_REPLY, CTA_FILTER_REPLY_FLAGS),
+    ];
+    for (tuple, flags) in directions {
+        let filter = from(address, tuple, flags);
+        let mut message = Vec::new();
+        let head = head(IPCTNL_MSG_CT_DELETE, NLM_F_ACK, family);
+        append(&mut message, head, filter.bytes());
+        match nft.ask("forget", "connections", &message, |_| {}) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            // Before Linux 6.8 it takes that for one entry's name, which lacks the ports. From 5.8 it lists by a filter.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                let is_stale = |flow: &Flow| [flow.caller, flow.answers].contains(&address);
+                forget_listed(nft, family, &filter, is_stale)?;
+            }
+            done => done?,
+        }
+    }
+    Ok(())
+}
+
+/// Chooses entries one of whose two directions begins at `address`.
+fn from(address: IpAddr, tuple: u16, flags: u16) -> Attributes {
+    let source = match address {
+        IpAddr::V4(address) => Attributes::default().value(CTA_IP_V4_SRC, &address.octets()),
+        IpAddr::V6(address) => Attributes::default().value(CTA_IP_V6_SRC, &address.octets()),
+    };
+    let tuple_ip = Attributes::default().nest(CTA_TUPLE_IP, &source);
+    // Unlike other numbers of netfilter, in the machine's order.
+    let fields = Attributes::default().value(flags, &OF_SOURCE.to_ne_bytes());
+    Attributes::default()
+        .nest(tuple, &tuple_ip)
+        .nest(CTA_FILTER, &fields)
+}
+
+/// Deletes the entries of `family` (0 for all) that `filter` chooses and for which `is_stale` is true: kernels may ignore a
+/// filter. Returns how many.
+fn forget_listed(
+    nft: &Nft,
+    family: u8,
+    filter: &Attributes,
+    is_stale: impl Fn(&Flow) -> bool,
+) -> Result<usize, Error> {
     let mut stale = Vec::new();
     let mut message = Vec::new();
-    // Both families at once: the kernel walks its whole table, which takes some milliseconds.
-    append(&mut message, head(IPCTNL_MSG_CT_GET, NLM_F_DUMP, 0), &[]);
+    let dump = head(IPCTNL_MSG_CT_GET, NLM_F_DUMP, family);
+    append(&mut message, dump, filter.bytes());
     nft.ask("list", "connections", &message, |entry| {
         let Some((header, attributes)) = entry.split_at_checked(FAMILY_HEADER_BYTES) else {
             return;
@@ -81,6 +143,7 @@ fn flow(entry: &[u8]) -> Option<Flow> {
     let protocol = find(original, CTA_TUPLE_PROTO)?;
     let port = find(protocol, CTA_PROTO_DST_PORT).and_then(|port| port.try_into().ok());
     Some(Flow {
+        caller: address(original, CTA_IP_V4_SRC, CTA_IP_V6_SRC)?,
         protocol: *find(protocol, CTA_PROTO_NUM)?.first()?,
         target: address(original, CTA_IP_V4_DST, CTA_IP_V6_DST)?,
         port: port.map(u16::from_be_bytes).unwrap_or_default(),

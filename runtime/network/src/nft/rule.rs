@@ -27,6 +27,7 @@ const NFTA_VERDICT_CHAIN: u16 = 2;
 const NFTA_DREG: u16 = 1;
 const NFTA_META_KEY: u16 = 2;
 const NFTA_CT_KEY: u16 = 2;
+const NFT_META_IIF: u32 = 4;
 const NFT_META_OIF: u32 = 5;
 const NFT_META_IIFNAME: u32 = 6;
 const NFT_META_OIFNAME: u32 = 7;
@@ -119,6 +120,12 @@ impl Rule {
     pub(crate) fn other_interfaces(self, hook: Hook, prefix: &str) -> Self {
         let loaded = self.meta(interface_name(hook));
         loaded.compare(NFT_CMP_NEQ, prefix.as_bytes())
+    }
+
+    /// Only packets from other interfaces than the one with this index.
+    pub(crate) fn not_from_interface(self, index: u32) -> Self {
+        let loaded = self.meta(NFT_META_IIF);
+        loaded.compare(NFT_CMP_NEQ, &index.to_ne_bytes())
     }
 
     /// Only packets to the interface with this index.

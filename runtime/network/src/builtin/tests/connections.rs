@@ -2,20 +2,20 @@
 
 use std::net::UdpSocket;
 
-use super::node::{NODE, Server, World, is_silent, netns, run, tcp};
+use super::node::{NODE, NODE_V6, Server, World, is_silent, netns, run, tcp};
 use super::*;
 
 const TABLE: &str = "coracle-caab-count";
 
 /// Entries of the table in `netns`.
-fn tracked(netns: &OwnedFd) -> u32 {
+pub(super) fn tracked(netns: &OwnedFd) -> u32 {
     let path = "/proc/sys/net/netfilter/nf_conntrack_count";
     let text = inside(netns, || std::fs::read_to_string(path).unwrap());
     text.trim().parse().unwrap()
 }
 
 /// Sends a datagram to each of `count` ports of `target`, which nobody answers.
-fn flood(netns: &OwnedFd, target: IpAddr, count: u16) {
+pub(super) fn flood(netns: &OwnedFd, target: IpAddr, count: u16) {
     inside(netns, || {
         let any = if target.is_ipv4() { "0.0.0.0" } else { "::" };
         let socket = UdpSocket::bind((any, 0)).unwrap();
@@ -48,6 +48,77 @@ fn one_pod_does_not_fill_the_nodes_table_of_connections() {
     assert!(tcp(&world.node, &format!("{address}:80")).is_some());
     drop((node, called));
     world.detach(&a);
+    world.detach(&b);
+}
+
+/// Has the pods of `world` together take from a table of this many entries, as if the node's were so small.
+fn with_node_limit(world: &mut World, limit: u32) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), format!("{limit}\n")).unwrap();
+    let config = &world.network.config;
+    world.network.sources = Sources::new(
+        &config.interface_prefix,
+        config.connections_per_pod,
+        file.path().to_owned(),
+    );
+    file
+}
+
+#[test]
+fn all_pods_together_leave_the_node_a_quarter_of_its_table() {
+    let mut world = World::new();
+    let file = with_node_limit(&mut world, 8192);
+    let target: IpAddr = NODE.parse().unwrap();
+    let pods = ["one", "two", "three"].map(|name| (name, netns()));
+    let attachments = pods
+        .each_ref()
+        .map(|(name, netns)| world.attach(netns, name, &[]));
+    let before = tracked(&world.node);
+    for (_, netns) in &pods {
+        flood(netns, target, 10_000);
+    }
+    let made = tracked(&world.node) - before;
+    assert!((3072..=6144 + 64).contains(&made), "{made} entries");
+    // The next pod finds the limit that there is by then.
+    std::fs::write(file.path(), "262144\n").unwrap();
+    let four = netns();
+    let fourth = world.attach(&four, "four", &[]);
+    let before = tracked(&world.node);
+    flood(&four, target, 10_000);
+    let made = tracked(&world.node) - before;
+    assert!((2048..=4096 + 64).contains(&made), "{made} entries");
+    for attachment in attachments.iter().chain([&fourth]) {
+        world.detach(attachment);
+    }
+}
+
+#[test]
+fn a_pods_connections_go_with_it_and_no_others() {
+    let world = World::new();
+    let (one, two) = (Server::new("one", 80), Server::new("two", 80));
+    let a = world.attach(&one.netns, "one", &[]);
+    let b = world.attach(&two.netns, "two", &[]);
+    let node = Server::within(world.node.try_clone().unwrap(), "node", 8000);
+    let talk = |pod: &Server, attachment: &Attachment| {
+        assert!(tcp(&pod.netns, &format!("{NODE}:8000")).is_some());
+        assert!(tcp(&pod.netns, &format!("[{NODE_V6}]:8000")).is_some());
+        for address in &attachment.addresses {
+            let target = SocketAddr::new(*address, 80).to_string();
+            assert!(tcp(&world.node, &target).is_some(), "{target}");
+        }
+    };
+    talk(&two, &b);
+    let others = tracked(&world.node);
+    assert!(others >= 4, "{others} entries");
+    talk(&one, &a);
+    flood(&one.netns, NODE.parse().unwrap(), 1000);
+    assert!(tracked(&world.node) >= others + 1000);
+    world.detach(&a);
+    let left = tracked(&world.node);
+    assert!((others - 2..=others).contains(&left), "{left} of {others}");
+    // Said twice, it concerns nobody who has the address by then.
+    world.detach(&a);
+    drop(node);
     world.detach(&b);
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::UdpSocket;
 
+use super::connections::{flood, tracked};
 use super::node::{
     NODE, NODE_OTHER, NODE_V6, Server, World, connect, is_silent_by_udp, run, tcp, udp,
 };
@@ -12,6 +13,8 @@ use coracle_spec::egress::{Egress, List};
 use crate::egress::{denied_of_this_node, install};
 use crate::{HostPort, Protocol};
 
+/// Most connections of the pod.
+const CONNECTIONS: u32 = 1024;
 const METADATA: &str = "169.254.169.254";
 
 struct Setup {
@@ -72,7 +75,7 @@ impl Setup {
             ..List::default()
         });
         let resolvers: Vec<IpAddr> = resolvers.iter().map(|one| one.parse().unwrap()).collect();
-        install(self.pod.netns.as_fd(), &egress, &resolvers).unwrap();
+        install(self.pod.netns.as_fd(), &egress, &resolvers, CONNECTIONS).unwrap();
     }
 
     fn reaches(&self, target: &str) -> bool {
@@ -151,6 +154,46 @@ fn nothing_is_reached_with_an_empty_list_but_loopback_and_whoever_calls() {
         tcp(&setup.world.outside, &format!("{NODE}:8080")).as_deref(),
         Some("pod 198.51.100.2")
     );
+}
+
+#[test]
+fn what_a_pod_says_to_itself_is_not_tracked_and_the_rest_has_a_limit() {
+    let setup = set_up(&["198.51.100.2"]);
+    let pod = &setup.pod.netns;
+    let own = setup.attachment.addresses[0];
+    let before = tracked(pod);
+    for target in ["127.0.0.9", "127.9.0.1", "::1"] {
+        flood(pod, target.parse().unwrap(), 10_000);
+    }
+    let made = tracked(pod) - before;
+    assert!(made < 100, "{made} entries by way of loopback");
+    flood(pod, own, 10_000);
+    flood(pod, "198.51.100.2".parse().unwrap(), 10_000);
+    let made = tracked(pod) - before;
+    assert!(
+        (CONNECTIONS / 2..=CONNECTIONS + 64).contains(&made),
+        "{made} entries"
+    );
+    // Loopback and callers go on.
+    for target in ["127.0.0.1:80", "[::1]:80"] {
+        assert!(tcp(pod, target).is_some(), "{target}");
+    }
+    assert!(tcp(&setup.world.outside, &format!("{NODE}:8080")).is_some());
+}
+
+/// As a mesh's proxy has them: it takes what the pod's programs send elsewhere, which is said to loopback by then.
+#[test]
+fn connections_that_the_pod_itself_leads_to_its_loopback_are_answered() {
+    let setup = set_up(&["127.0.0.1"]);
+    let pod = &setup.pod.netns;
+    for line in [
+        "nft add table ip mesh",
+        "nft add chain ip mesh out { type nat hook output priority -100 ; }",
+        "nft add rule ip mesh out ip daddr 203.0.113.9 tcp dport 443 redirect to :80",
+    ] {
+        run(pod, line);
+    }
+    assert!(tcp(pod, "203.0.113.9:443").is_some());
 }
 
 #[test]
@@ -348,7 +391,7 @@ fn neighbours_are_found_by_arp_and_ndp() {
         ],
         ..List::default()
     });
-    install(world.outside.as_fd(), &listed, &[]).unwrap();
+    install(world.outside.as_fd(), &listed, &[], 0).unwrap();
     run(&world.outside, "ip neigh flush all");
     assert!(tcp(&world.outside, &format!("{NODE}:8000")).is_some());
     assert!(tcp(&world.outside, &format!("[{NODE_V6}]:8000")).is_some());
@@ -358,10 +401,12 @@ fn neighbours_are_found_by_arp_and_ndp() {
 #[test]
 fn an_open_pod_has_no_rules_and_a_refused_table_is_an_error() {
     let world = World::new();
-    install(world.outside.as_fd(), &Egress::Open, &[]).unwrap();
+    install(world.outside.as_fd(), &Egress::Open, &[], 0).unwrap();
     assert_eq!(run(&world.outside, "nft list ruleset"), "");
     let file = std::fs::File::open("/proc/self/cmdline").unwrap();
     let shut = Egress::Listed(List::default());
-    let error = install(file.as_fd(), &shut, &[]).unwrap_err().to_string();
+    let error = install(file.as_fd(), &shut, &[], 0)
+        .unwrap_err()
+        .to_string();
     assert_eq!(error, "enter the pod's network namespace");
 }

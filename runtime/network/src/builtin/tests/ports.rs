@@ -129,6 +129,29 @@ fn a_port_at_one_address_is_at_that_alone() {
 }
 
 #[test]
+fn a_port_at_the_nodes_loopback_is_closed_to_whoever_is_on_its_link() {
+    let world = World::new();
+    let one = Server::new("one", 80);
+    let debug = at(port(Protocol::Tcp, 8080, 80), "127.0.0.1");
+    let a = world.attach(&one.netns, "one", &[debug, port(Protocol::Tcp, 8081, 80)]);
+    // A neighbour to whom the node's loopback is an address like any other.
+    set(&world.outside, "ipv4/conf/all/route_localnet", "1");
+    for line in [
+        "ip addr del 127.0.0.1/8 dev lo",
+        "ip route add 127.0.0.1/32 via 198.51.100.1 dev eth0 src 198.51.100.2",
+    ] {
+        run(&world.outside, line);
+    }
+    assert_eq!(tcp(&world.outside, "127.0.0.1:8080"), None);
+    assert_eq!(tcp(&world.outside, "127.0.0.1:8081"), None);
+    assert!(tcp(&world.outside, &format!("{NODE}:8081")).is_some());
+    for own in ["127.0.0.1:8080", "127.0.0.1:8081"] {
+        assert_eq!(tcp(&world.node, own), some("one 169.254.1.1"), "{own}");
+    }
+    world.detach(&a);
+}
+
+#[test]
 fn a_port_has_one_holder_and_errors_name_it() {
     let mut world = World::new();
     let (one, two) = (Server::new("one", 80), Server::new("two", 80));
