@@ -39,7 +39,7 @@ async fn a_start_that_outlives_its_daemon_is_starting_until_its_program_runs() {
     }
     ids.push(mapped.create(&inside).await.unwrap());
 
-    daemon.plan("guest.jail delay:30000\n").unwrap();
+    daemon.plan("guest.jail delay:22000\n").unwrap();
     let before = daemon.reached().len();
     let held = || {
         let reached = daemon.reached();
