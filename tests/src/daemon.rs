@@ -315,6 +315,7 @@ impl Daemon {
 
     /// Everything the daemon and its children have logged.
     pub fn log(&self) -> String {
+        procs::wait_until_logged(self.pid());
         fs::read_to_string(self.log_path()).unwrap_or_default()
     }
 

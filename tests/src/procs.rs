@@ -4,6 +4,8 @@
 //! arguments or an open file name the scratch's directory. The only place that knows the names of Coracle's processes.
 
 use std::fs;
+use std::path::Path;
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -74,6 +76,28 @@ pub fn signal(pid: i32, signal: Signal) {
 /// Whether the process exists and is not a zombie.
 pub fn is_alive(pid: i32) -> bool {
     state(pid).is_some_and(|state| state != 'Z' && state != 'X')
+}
+
+/// Returns when the daemon `pid` has written what it has logged so far: when the thread that writes it has slept twice in a
+/// row, which it does in no write to a file. At once if it has no such thread; after 10 s in any case.
+pub fn wait_until_logged(pid: i32) {
+    let entries = fs::read_dir(format!("/proc/{pid}/task"));
+    let mut threads = entries.into_iter().flatten().flatten().map(|e| e.path());
+    let name = |path: &Path| fs::read_to_string(path.join("comm")).unwrap_or_default();
+    let Some(thread) = threads.find(|path| name(path) == "coracle-log\n") else {
+        return;
+    };
+    let sleeps = || {
+        let stat = fs::read_to_string(thread.join("stat")).unwrap_or_default();
+        !stat.contains(") R") && !stat.contains(") D")
+    };
+    for _ in 0..5_000 {
+        let slept = sleeps();
+        std::thread::sleep(Duration::from_millis(1));
+        if slept && sleeps() {
+            return;
+        }
+    }
 }
 
 /// All pids of the machine that this process can see, its own excepted.
