@@ -56,6 +56,28 @@ fn other_build(daemon: &Daemon) -> PathBuf {
     path
 }
 
+/// Leaves out of the daemon's configuration what `build` does not know, as whoever goes back to it has to.
+fn configure_for(daemon: &Daemon, build: &Path, all: &str) {
+    let file = daemon.scratch().dir().join("config.toml");
+    let mut lines: Vec<&str> = all.lines().collect();
+    for _ in 0..lines.len() {
+        std::fs::write(&file, lines.join("\n")).unwrap();
+        let out = std::process::Command::new(build)
+            .args(["config", "check", file.to_str().unwrap()])
+            .output()
+            .unwrap();
+        let said = String::from_utf8(out.stderr).unwrap();
+        // FILE:LINE: KEY is not a setting
+        let Some((place, _)) = said.split_once(" is not a setting") else {
+            assert!(out.status.success(), "{said}");
+            return;
+        };
+        let number = place.rsplit(':').nth(1).unwrap();
+        lines[number.parse::<usize>().unwrap() - 1] = "";
+    }
+    panic!("{} knows no line of {all}", build.display());
+}
+
 /// Containers that outlive every daemon.
 struct Sleepers {
     wasm: String,
@@ -95,10 +117,12 @@ async fn builds_with_other_engines_take_over_running_pods_and_give_them_back() {
         assert_ne!(engine(&old), engine(&new));
     }
     let mut pods: BTreeMap<&str, (Pod, Sleepers)> = BTreeMap::new();
+    let config = std::fs::read_to_string(daemon.scratch().dir().join("config.toml")).unwrap();
     let mut attempt = 0;
     for (build, name) in [(&old, "of-old"), (&new, "of-new"), (&old, "of-old-again")] {
         if !pods.is_empty() {
             let (keepers, guests) = (pids(&daemon, Role::Keeper), pids(&daemon, Role::Guest));
+            configure_for(&daemon, build, &config);
             daemon.restart_as(build).await.unwrap();
             assert_eq!(pids(&daemon, Role::Keeper), keepers);
             assert_eq!(pids(&daemon, Role::Guest), guests);
