@@ -19,6 +19,7 @@ mod pulls;
 mod removal;
 mod resume;
 mod signature_bounds;
+mod signature_namespaces;
 mod signatures;
 mod transfers;
 mod trees;
