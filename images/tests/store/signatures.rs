@@ -34,7 +34,6 @@ impl Node {
         config.pull_idle_timeout = Duration::from_secs(60);
         config.signature_policy = Some(scratch.0.join("policy.json"));
         config.signature_policy_dir = Some(scratch.0.join("policies"));
-        config.registry_config = Some(scratch.0.join("certs.d"));
         let images = Images::open(config, Arc::new(Unpackers)).await.unwrap();
         let node = Self { scratch, images };
         node.set("policy.json", policy);
