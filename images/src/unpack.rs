@@ -465,18 +465,23 @@ mod tests {
         }
     }
 
+    /// An uncompressed layer.
+    fn archive<'a>(path: &'a Path, digest: &'a Digest) -> Source<'a> {
+        Source {
+            path,
+            digest,
+            media_type: "application/vnd.oci.image.layer.v1.tar",
+            diff_id: digest,
+        }
+    }
+
     #[tokio::test]
     async fn numbers_that_no_unpacker_can_have_are_not_believed() {
         let directory = tempfile::tempdir().unwrap();
         let blob = directory.path().join("blob");
         std::fs::write(&blob, "blob").unwrap();
         let digest = Digest::of(b"");
-        let source = Source {
-            path: &blob,
-            digest: &digest,
-            media_type: "application/vnd.oci.image.layer.v1.tar",
-            diff_id: &digest,
-        };
+        let source = archive(&blob, &digest);
         let honest = Unpacked {
             digest: digest.hex().to_owned(),
             bytes: 1000 + 2 * 512,
@@ -514,12 +519,7 @@ mod tests {
         std::fs::create_dir_all(tree.join("a/b/c")).unwrap();
         std::fs::write(tree.join("a/b/c/large"), vec![1; 1 << 20]).unwrap();
         let digest = Digest::of(b"");
-        let source = Source {
-            path: &blob,
-            digest: &digest,
-            media_type: "application/vnd.oci.image.layer.v1.tar",
-            diff_id: &digest,
-        };
+        let source = archive(&blob, &digest);
         let low = Unpacked {
             digest: digest.hex().to_owned(),
             bytes: 512,

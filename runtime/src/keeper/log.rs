@@ -17,9 +17,11 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 mod attach;
 mod line;
+mod wake;
 
 use attach::{AttachedClients, MAX_CLIENTS, PipeSlots};
 use line::{Lines, Stamp};
+use wake::{event, signal};
 
 /// Most text bytes of one log line, the same as containerd's and CRI-O's.
 pub const MAX_TEXT: usize = 16 * 1024;
@@ -94,17 +96,6 @@ impl Stream {
             fd: fd.map_or(-1, IntoRawFd::into_raw_fd),
         })
     }
-}
-
-fn event() -> io::Result<OwnedFd> {
-    use rustix::event::{EventfdFlags, eventfd};
-    Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
-}
-
-fn signal(fd: RawFd) {
-    let one = 1_u64;
-    // SAFETY: write(2) of 8 bytes from a live integer to an eventfd; it neither allocates nor locks.
-    unsafe { libc::write(fd, (&raw const one).cast(), 8) };
 }
 
 impl LogThread {

@@ -163,3 +163,76 @@ fn what_a_killing_that_died_has_frozen_is_thawed_and_nothing_else() {
         cgroup.remove().unwrap();
     }
 }
+
+#[test]
+fn fork_tree_is_killed_and_counted() {
+    let parent = Parent::new();
+    let cgroup = parent.create("pod", &Limits::default());
+    let mut shell = run_in(
+        &cgroup,
+        "for i in 1 2 3 4; do (setsid sh -c 'sleep 1000 & sleep 1000' &) & done; sleep 1000",
+    );
+    // Counted at once: shells that are about to end count, too.
+    wait_for("the tree", || {
+        cgroup.pids().unwrap().len() >= 13 && cgroup.stats().unwrap().pids >= 13
+    });
+    let started = Instant::now();
+    killed(&cgroup);
+    println!("kill of 13 processes: {:?}", started.elapsed());
+    assert_eq!(cgroup.pids().unwrap(), Vec::<i32>::new());
+    assert!(!shell.wait().unwrap().success());
+    removed(&cgroup);
+}
+
+#[test]
+fn kill_without_unified_tree_uses_the_freezer() {
+    let parent = Parent::new();
+    let Layout::V1(hybrid) = &*parent.cgroups.layout else {
+        return;
+    };
+    let pure = Cgroups {
+        layout: Arc::new(Layout::V1(V1 {
+            hierarchies: hybrid.hierarchies.clone(),
+            unified: None,
+            page_sizes: vec![],
+        })),
+    };
+    let cgroup = pure
+        .create(&format!("{}/pod", parent.path), &Limits::default())
+        .unwrap();
+    // Each shell keeps forking: only a frozen tree can be killed whole.
+    let mut shell = run_in(
+        &cgroup,
+        "for i in 1 2 3; do (while :; do sleep 0.01 & sleep 0.01; done) & done; wait",
+    );
+    wait_for("the tree", || cgroup.pids().unwrap().len() > 5);
+    killed(&cgroup);
+    assert_eq!(cgroup.pids().unwrap(), Vec::<i32>::new());
+    shell.wait().unwrap();
+}
+
+#[test]
+fn frozen_cgroups_are_killed() {
+    let parent = Parent::new();
+    let v1 = |cgroup: &Cgroup| match cgroup.layout() {
+        Layout::V1(v1) => v1.dir("freezer", cgroup.path()),
+        Layout::V2(_) => None,
+    };
+    let cgroup = parent.create("pod", &Limits::default());
+    let ways = [
+        v1(&cgroup).map(|dir| (dir.join("freezer.state"), "FROZEN")),
+        cgroup
+            .unified_dir()
+            .map(|dir| (dir.join("cgroup.freeze"), "1")),
+    ];
+    assert!(ways.iter().any(Option::is_some));
+    for (file, frozen) in ways.into_iter().flatten() {
+        let cgroup = parent.create("pod", &Limits::default());
+        let mut shell = run_in(&cgroup, "sleep 1000 & sleep 1000");
+        wait_for("the tree", || cgroup.pids().unwrap().len() >= 3);
+        files::write(&file, frozen).unwrap();
+        killed(&cgroup);
+        shell.wait().unwrap();
+        removed(&cgroup);
+    }
+}
