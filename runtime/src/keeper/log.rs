@@ -168,27 +168,27 @@ impl LogThread {
         if old >= 0 {
             drop(coracle_sys::fork::adopt(old));
         }
-        signal(self.shared.wake.as_raw_fd());
+        signal(&self.shared.wake);
     }
 
     /// Attaches a client to a stream: from now on output is also written to `pipe`, a pipe's write end. `false` if
     /// there are too many clients.
     pub fn attach(&self, stream: OutputStream, pipe: OwnedFd) -> bool {
         let added = self.shared.client_pipes[stream as usize].add(pipe);
-        signal(self.shared.wake.as_raw_fd());
+        signal(&self.shared.wake);
         added
     }
 
     /// Tells the thread to read what the pipes hold now and finish, even if somebody still holds a write end.
     pub fn close(&self) {
         self.shared.closing.store(true, Ordering::Release);
-        signal(self.shared.wake.as_raw_fd());
+        signal(&self.shared.wake);
     }
 
     /// Joins the thread. Call it only after [`Self::is_finished`]; then it returns at once.
     pub fn join(self) {
         self.shared.leaving.store(true, Ordering::Release);
-        signal(self.shared.wake.as_raw_fd());
+        signal(&self.shared.wake);
         // SAFETY: the thread was made by pthread_create, is joined once, and has finished its work.
         unsafe { libc::pthread_join(self.thread, std::ptr::null_mut()) };
         // SAFETY: `spawn` leaked this Box for the thread, which is gone; nobody else has the pointer.
@@ -240,7 +240,7 @@ extern "C" fn entry(work: *mut libc::c_void) -> *mut libc::c_void {
     close_fd(&mut work.file);
     shared.client_pipes.iter().for_each(PipeSlots::close);
     shared.finished.store(true, Ordering::Release);
-    signal(shared.done.as_raw_fd());
+    signal(&shared.done);
     park(work, shared);
     std::ptr::null_mut()
 }
@@ -296,7 +296,7 @@ fn take_next(work: &mut Work, shared: &Shared) {
     }
     shared.switching.store(false, Ordering::SeqCst);
     if next >= 0 {
-        signal(shared.done.as_raw_fd());
+        signal(&shared.done);
     }
 }
 

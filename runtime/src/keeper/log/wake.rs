@@ -4,7 +4,7 @@
 //! mean.
 
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 
 /// A non-blocking event. Errors: no descriptors left.
 pub(super) fn event() -> io::Result<OwnedFd> {
@@ -13,8 +13,6 @@ pub(super) fn event() -> io::Result<OwnedFd> {
 }
 
 /// Makes it readable. From any thread: a system call and nothing else.
-pub(super) fn signal(fd: RawFd) {
-    let one = 1_u64;
-    // SAFETY: write(2) of 8 bytes from a live integer to an eventfd; it neither allocates nor locks.
-    unsafe { libc::write(fd, (&raw const one).cast(), 8) };
+pub(super) fn signal(event: &OwnedFd) {
+    let _ = rustix::io::write(event, &1_u64.to_ne_bytes());
 }
