@@ -20,7 +20,7 @@ pub mod spawner;
 pub mod unpacker;
 pub mod memory {
     //! What this process's allocator holds.
-    pub use coracle_sys::{give_memory_back, limit_arenas};
+    pub use coracle_sys::memory::{give_memory_back, limit_arenas, unmap_program};
 }
 
 use coracle_spec::error::{Context as _, Error, Kind, Result};

@@ -30,7 +30,7 @@ pub fn main(engine_hash: &str, failpoints: &str) -> Result<()> {
     sys::signals::reset();
     // Also finds, once for all forks, where the title is in memory.
     sys::fork::set_title("coracle spawner");
-    sys::limit_arenas(1);
+    sys::memory::limit_arenas(1);
     // The children are keepers. The daemon watches them by pidfd; nobody waits for them here.
     sys::signals::ignore_children();
     let warm = Warm::new()?;

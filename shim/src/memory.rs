@@ -4,7 +4,8 @@
 //! Called by [`crate::serve`] at the start, and by `cri` with every call. When a million small texts are freed, the
 //! allocator keeps their pages: 17 MiB of labels would cost 100 MiB until the daemon ends. And each thread keeps a few
 //! freed pieces of each size for itself, which hold on to nearly every page that the heap ever had: 4 MiB after
-//! thousands of pods.
+//! thousands of pods. The pages of the program's own file that were needed once, at the start or for a rare call, stay mapped
+//! for ever, 20 MiB of them; when nothing goes on they are unmapped.
 //! Invariants: at most one check every five seconds, and one after the last call; none without calls. Memory is
 //! returned when the process has grown by [`BUSY_WORTH`] since the last time; when there was no call meanwhile, or the
 //! last time was [`LONG`] ago, already when it has grown by [`QUIET_WORTH`] since such a check: what was returned under
@@ -15,7 +16,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use coracle_runtime::memory::give_memory_back;
+use coracle_runtime::memory::{give_memory_back, unmap_program};
 
 /// The setting of glibc's allocator for the pieces a thread keeps; it is read when a program begins, and never again.
 const THREAD_CACHES: &str = "glibc.malloc.tcache_count";
@@ -124,6 +125,9 @@ fn trim(check: Check) -> bool {
         return false;
     }
     give_memory_back();
+    if check == Check::Quiet {
+        unmap_program();
+    }
     if let Some(resident) = self::resident() {
         under_load.store(resident, Ordering::Release);
         if check == Check::Quiet {

@@ -17,6 +17,7 @@ pub mod keyring;
 pub mod landlock;
 mod maker;
 pub mod memfd;
+pub mod memory;
 pub mod mounts;
 pub mod namespaces;
 pub mod pages;
@@ -31,27 +32,6 @@ pub fn standard(number: i32) -> std::os::fd::BorrowedFd<'static> {
     debug_assert!((0..=2).contains(&number));
     // SAFETY: every process of ours is started with these three open, and none closes them.
     unsafe { std::os::fd::BorrowedFd::borrow_raw(number) }
-}
-
-/// Returns the allocator's free pages to the kernel. Takes about a millisecond for a heap of 10 MiB.
-pub fn give_memory_back() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: malloc_trim takes the allocator's own locks and moves nothing that is in use.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
-/// Limits the allocator to `arenas` heaps, which all threads share. Without a limit there are up to eight a core, and
-/// each keeps pages of its own. For a process that has a single thread still.
-pub fn limit_arenas(arenas: u8) {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: mallopt sets a parameter of the allocator; the caller has no second thread that could allocate.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, i32::from(arenas));
-    }
-    #[cfg(not(target_env = "gnu"))]
-    let _ = arenas;
 }
 
 /// The user id of a unix socket's peer. A peer outside this pid namespace has pid 0, which safe wrappers refuse, so

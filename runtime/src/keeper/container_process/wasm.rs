@@ -88,7 +88,7 @@ pub(super) fn allow_heaps(spec: &ContainerSpec) {
     };
     if let Some(server) = wasm.serves().filter(|server| server.threads > 1) {
         let threads = u8::try_from(server.threads).unwrap_or(u8::MAX);
-        sys::limit_arenas(threads.saturating_add(1));
+        sys::memory::limit_arenas(threads.saturating_add(1));
     }
 }
 
