@@ -121,11 +121,11 @@ churn: ## build, then run 10,000 pods under kills and look for leaks (as root; P
 	$(CARGO) build --release --workspace --bins
 	$(RELEASE)/churn $(PODS)
 
-# Chromium opens the node's page; the picture of it is docs/operate/node-page.png.
+# Chromium opens the node's page, and pages of what `coracle status` and `ps` print; their pictures are in docs/operate.
 .PHONY: page
 page: test-build ## build, then look at the node's page in a browser and take its picture (as root)
 	@.ci/packages chromium fonts-dejavu-core
-	CORACLE_SCREENSHOT=$(CURDIR)/docs/operate/node-page.png $(SHARED_MOUNTS) $(CARGO) test --release --workspace \
+	CORACLE_PICTURES=$(CURDIR)/docs/operate $(SHARED_MOUNTS) $(CARGO) test --release --workspace \
 	    --test cri $(FAILPOINT_BUILD) -- --ignored page::
 
 # A daemon in an emulated machine churns pods on an ext4 disk while the machine is switched off. See docs/operate/state.md.

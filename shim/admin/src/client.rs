@@ -8,7 +8,7 @@ mod arguments;
 mod control;
 mod log;
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ pub use arguments::{Command, Debug, Place};
 
 use super::dump::{self, Item};
 use super::print;
+use super::screen::{self, Screen};
 use super::server::now;
 
 /// How long an answer may take.
@@ -97,7 +98,7 @@ pub fn main(command: Command, socket: &Path, local: &dyn Fn() -> Vec<Item>) -> u
                 &cause
             };
             // The daemon's messages can quote what an image or a pod contains.
-            let text = print::plain(&format!("coracle: {error}{cause}"));
+            let text = screen::plain(&format!("coracle: {error}{cause}"));
             // Without standard error nobody can read it.
             let _ = writeln!(io::stderr(), "{text}");
             match error {
@@ -115,7 +116,9 @@ async fn run(command: Command, socket: &Path, local: &dyn Fn() -> Vec<Item>) -> 
         Command::Status { .. } => {
             let status = daemon.client.status(admin::StatusRequest {}).await;
             let status = daemon.answer(status)?;
-            say(json, &status, || print::status(&status))?;
+            say(json, &status, || {
+                print::status(&status, Screen::of_output())
+            })?;
             Ok(u8::from(!status.ready))
         }
         Command::Ps { all, .. } => {
@@ -124,7 +127,7 @@ async fn run(command: Command, socket: &Path, local: &dyn Fn() -> Vec<Item>) -> 
         }
         Command::Why { name, .. } => {
             let explained = daemon.explain(name).await?;
-            let text = || print::explained(&explained.pods, now(), width());
+            let text = || print::explained(&explained.pods, now(), Screen::of_output());
             say(json, &explained, text)?;
             Ok(0)
         }
@@ -178,7 +181,7 @@ async fn containers(
     let listed = daemon.client.list_containers(request).await;
     let listed = daemon.answer(listed)?;
     let rows = || print::containers(&listed.containers, now());
-    say(json, &listed, || print::table(&rows(), width()))?;
+    say(json, &listed, || Screen::of_output().table(&rows()))?;
     Ok(0)
 }
 
@@ -194,7 +197,7 @@ async fn events(
         let row = || {
             let rows = print::events(std::slice::from_ref(&event), now());
             let from = usize::from(!is_first);
-            print::table(&rows[from..], None)
+            Screen::default().table(&rows[from..])
         };
         say(json, &event, row)?;
         is_first = false;
@@ -269,13 +272,4 @@ fn say(json: bool, reply: &impl Serialize, text: impl FnOnce() -> String) -> Res
     } else {
         out.write_all(text().as_bytes()).map_err(failed)
     }
-}
-
-/// The width of the terminal; `None` where the output goes elsewhere.
-fn width() -> Option<usize> {
-    let out = io::stdout();
-    if !out.is_terminal() {
-        return None;
-    }
-    coracle_sys::terminal::columns(&out).map(usize::from)
 }

@@ -14,7 +14,7 @@ use coracle_proto::admin::v1 as admin;
 use serde::Serialize;
 
 use super::client::{Daemon, Error, NO_DAEMON};
-use super::print;
+use super::screen;
 use super::server::now;
 
 /// The directory in the archive.
@@ -59,7 +59,7 @@ pub(super) async fn write(
     }
     if let Some(problem) = &problem {
         // Without standard error nobody can read it.
-        let _ = writeln!(io::stderr(), "coracle: {}", print::plain(problem));
+        let _ = writeln!(io::stderr(), "coracle: {}", screen::plain(problem));
     }
     if path != Path::new("-") {
         let text = format!("{} ({} files)\n", path.display(), items.len());

@@ -18,6 +18,7 @@ mod explain;
 mod listing;
 pub mod page;
 mod print;
+mod screen;
 pub mod server;
 mod status;
 pub mod tasks;

@@ -1,74 +1,15 @@
-//! Prints replies for people: tables that fit a terminal, ages, sizes.
+//! Prints replies for people: facts, tables, ages, sizes.
 //!
-//! Called by: [`super::client`]. Invariants: control characters of what a pod wrote never reach the terminal; a table is cut
-//! only on a terminal, and there at its widest columns.
+//! Called by: [`super::client`]. Calls: [`super::screen`]. Invariant: what a pod wrote is printed without control characters.
 //! Must not know: where replies come from.
 
 use std::fmt::Write as _;
 
 use coracle_proto::admin::v1 as admin;
 
-/// Columns between two cells.
-const GAP: usize = 2;
-/// The narrowest that a column is cut to.
-const NARROWEST: usize = 12;
+use super::screen::{Colour, Screen, plain};
+
 const SECOND: i64 = 1_000_000_000;
-
-/// `text` without control characters.
-pub(crate) fn plain(text: &str) -> String {
-    let shown = |c: char| if c.is_control() { '?' } else { c };
-    text.chars().map(shown).collect()
-}
-
-/// A table whose first row has the heads; at most `width` wide, if there is a width.
-pub(crate) fn table(rows: &[Vec<String>], width: Option<usize>) -> String {
-    let columns = rows.first().map_or(0, Vec::len);
-    let rows: Vec<Vec<String>> = rows
-        .iter()
-        .map(|row| row.iter().map(|cell| plain(cell)).collect())
-        .collect();
-    let widest = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-    };
-    let mut widths: Vec<usize> = (0..columns).map(widest).collect();
-    if let Some(width) = width {
-        shrink(&mut widths, width);
-    }
-    let mut text = String::new();
-    for row in &rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(&widths) {
-            let cell = cut(cell, *width);
-            let _ = write!(line, "{cell:<width$}{:GAP$}", "");
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
-}
-
-/// Makes the widest columns narrower until all fit.
-fn shrink(widths: &mut [usize], width: usize) {
-    let total = |widths: &[usize]| widths.iter().sum::<usize>() + GAP * widths.len();
-    while total(widths) > width + GAP {
-        let Some(widest) = widths.iter_mut().max() else {
-            return;
-        };
-        if *widest <= NARROWEST {
-            return;
-        }
-        *widest -= 1;
-    }
-}
-
-fn cut(cell: &str, width: usize) -> String {
-    if cell.chars().count() <= width {
-        return cell.to_owned();
-    }
-    let kept: String = cell.chars().take(width.saturating_sub(1)).collect();
-    kept + "…"
-}
 
 /// How long ago `at` was, or how long it took: `5s`, `12m`, `3h`, `4d`.
 pub(crate) fn age(nanoseconds: i64) -> String {
@@ -90,8 +31,8 @@ pub(crate) fn size(bytes: u64) -> String {
 }
 
 /// The text of `coracle status`.
-pub(crate) fn status(status: &admin::StatusReply) -> String {
-    let mut text = verdict(status);
+pub(crate) fn status(status: &admin::StatusReply, screen: Screen) -> String {
+    let mut text = verdict(status, screen);
     for (name, value) in facts(status) {
         let _ = writeln!(text, "{name:<12}{value}");
     }
@@ -99,16 +40,17 @@ pub(crate) fn status(status: &admin::StatusReply) -> String {
 }
 
 /// Whether the node is ready, and each of its problems.
-fn verdict(status: &admin::StatusReply) -> String {
-    let mut text = match (status.ready, status.problems.as_slice()) {
-        (true, []) => "ready".to_owned(),
-        (true, [first, ..]) => format!("ready, but {}", plain(first)),
-        (false, [first, ..]) => format!("not ready: {}", plain(first)),
-        (false, []) => "not ready".to_owned(),
+fn verdict(status: &admin::StatusReply, screen: Screen) -> String {
+    let (line, colour) = match (status.ready, status.problems.as_slice()) {
+        (true, []) => ("ready".to_owned(), Colour::Good),
+        (true, [first, ..]) => (format!("ready, but {}", plain(first)), Colour::Doubtful),
+        (false, [first, ..]) => (format!("not ready: {}", plain(first)), Colour::Bad),
+        (false, []) => ("not ready".to_owned(), Colour::Bad),
     };
-    text.push('\n');
+    let mut text = screen.painted(&line, colour) + "\n";
     for problem in status.problems.iter().skip(1) {
-        let _ = writeln!(text, "also: {}", plain(problem));
+        let line = format!("also: {}", plain(problem));
+        let _ = writeln!(text, "{}", screen.painted(&line, colour));
     }
     text
 }
@@ -254,7 +196,7 @@ fn or_dash(text: &str) -> String {
 }
 
 /// The text of `coracle why`.
-pub(crate) fn explained(pods: &[admin::Explained], now: i64, width: Option<usize>) -> String {
+pub(crate) fn explained(pods: &[admin::Explained], now: i64, screen: Screen) -> String {
     let mut text = String::new();
     for (at, pod) in pods.iter().enumerate() {
         if at > 0 {
@@ -268,7 +210,7 @@ pub(crate) fn explained(pods: &[admin::Explained], now: i64, width: Option<usize
             text.push_str(&container_lines(container, now));
         }
         if !pod.events.is_empty() {
-            text.push_str(&table(&events(&pod.events, now), width));
+            text.push_str(&screen.table(&events(&pod.events, now)));
         }
     }
     text
@@ -338,32 +280,6 @@ pub(crate) fn events(events: &[admin::Event], now: i64) -> Vec<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn rows(cells: &[&[&str]]) -> Vec<Vec<String>> {
-        let row = |row: &&[&str]| row.iter().map(|cell| (*cell).to_owned()).collect();
-        cells.iter().map(row).collect()
-    }
-
-    #[test]
-    fn a_table_is_cut_only_where_there_is_a_width() {
-        let rows = rows(&[
-            &["A", "IMAGE"],
-            &["x", "registry.example/a/very/long/name:v1"],
-        ]);
-        let whole = table(&rows, None);
-        assert_eq!(whole, "A  IMAGE\nx  registry.example/a/very/long/name:v1\n");
-        let cut = table(&rows, Some(20));
-        assert!(cut.lines().all(|line| line.chars().count() <= 20), "{cut}");
-        assert!(cut.contains("registry.example…"), "{cut}");
-        // A terminal may be narrower than any table.
-        assert!(table(&rows, Some(3)).lines().count() == 2);
-    }
-
-    #[test]
-    fn what_a_pod_wrote_cannot_steer_the_terminal() {
-        let rows = rows(&[&["A"], &["\u{1b}[2Jx\ny"]]);
-        assert_eq!(table(&rows, None), "A\n?[2Jx?y\n");
-    }
 
     #[test]
     fn ages_and_sizes_are_short() {

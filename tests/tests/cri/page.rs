@@ -1,17 +1,19 @@
 //! The node's page: what a browser gets, and what tenants cannot make of it.
 
+mod browser;
+mod terminal;
+
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::Command;
-use std::time::Instant;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client::{TIMEOUT, container};
-use coracle_tests::daemon::Daemon;
 
-use crate::admin::said;
 use crate::metrics::{address, exchange, listening};
 use crate::site::{Pod, tool};
+use browser::browse;
 
 /// What no text of a tenant may become.
 const ELEMENTS: [&str; 5] = ["<script", "<img", "<svg", "<b ", "<iframe"];
@@ -100,32 +102,6 @@ async fn many_readers_share_one_page() {
     daemon.finish().await.unwrap();
 }
 
-/// Has Chromium open the page, as nobody: it gets `arguments` and the page's address. Gives its standard output.
-fn browse(daemon: &Daemon, arguments: &[String]) -> String {
-    let profile = daemon.scratch().dir().join("browser");
-    let url = format!("http://{}/", address(daemon));
-    let shown = Command::new("chromium")
-        .args([
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--hide-scrollbars",
-        ])
-        .args([
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--no-first-run",
-        ])
-        .arg(format!("--user-data-dir={}", profile.display()))
-        .args(arguments)
-        .arg(url)
-        .output();
-    let shown = shown.expect("chromium runs");
-    let _ = std::fs::remove_dir_all(profile);
-    assert!(shown.status.success(), "{shown:?}");
-    String::from_utf8(shown.stdout).unwrap()
-}
-
 /// `make page` runs it: the browser is too large to be installed for every test run.
 #[tokio::test]
 #[ignore = "needs Chromium; see `make page`"]
@@ -137,21 +113,21 @@ async fn a_browser_shows_the_page_and_runs_nothing_of_a_tenants() {
         pod.start(&container("main", tool(), &verbs)).await;
         pods.push(pod);
     }
-    if let Some(file) = std::env::var_os("CORACLE_SCREENSHOT") {
-        let file = file.to_string_lossy().into_owned();
+    let url = format!("http://{}/", address(&daemon));
+    if let Some(directory) = std::env::var_os("CORACLE_PICTURES") {
+        let file = Path::new(&directory).join("node-page.png");
         let options = [
-            format!("--screenshot={file}"),
+            format!("--screenshot={}", file.display()),
             "--window-size=1280,800".to_owned(),
         ];
-        browse(&daemon, &options);
-        // For the same page of the documentation.
-        let shown = [said(&daemon, &["status"]), said(&daemon, &["ps", "-a"])];
-        std::fs::write(format!("{file}.txt"), shown.concat()).unwrap();
+        browse(&daemon, &options, &url);
     }
     let mut evil = daemon.pod("<img src=x onerror=document.title=1><script>document.title=2");
     evil.hostname = "evil".into();
     pods.push(Pod::run_config(&daemon, evil).await);
-    let dom = browse(&daemon, &["--dump-dom".to_owned()]);
+    // A page is kept for two seconds.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let dom = browse(&daemon, &["--dump-dom".to_owned()], &url);
     assert!(dom.contains("<title>coracle on "), "{dom}");
     assert!(
         dom.contains("web-7f9c") && dom.contains("&lt;script&gt;"),

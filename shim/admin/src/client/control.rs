@@ -7,7 +7,8 @@ use std::io::{self, Write as _};
 
 use coracle_proto::admin::v1 as admin;
 
-use super::{Daemon, Error, print, say, width};
+use super::screen::{self, Screen};
+use super::{Daemon, Error, say};
 
 /// The longest time for a change of the log, in seconds: a week.
 const LONGEST: u64 = 7 * 86_400;
@@ -18,7 +19,7 @@ pub(super) async fn reload(daemon: &mut Daemon, json: bool) -> Result<u8, Error>
     let reply = daemon.answer(reply)?;
     let is_refused = !reply.error.is_empty();
     if is_refused && !json {
-        let text = print::plain(&format!("coracle: {}; nothing was applied", reply.error));
+        let text = screen::plain(&format!("coracle: {}; nothing was applied", reply.error));
         // Without standard error nobody can read it.
         let _ = writeln!(io::stderr(), "{text}");
         return Ok(1);
@@ -43,7 +44,9 @@ fn reloaded(reply: &admin::ReloadReply) -> String {
 
 /// The text without control characters but the ends of lines.
 fn print_lines(text: &str) -> String {
-    text.lines().map(|line| print::plain(line) + "\n").collect()
+    text.lines()
+        .map(|line| screen::plain(line) + "\n")
+        .collect()
 }
 
 /// `coracle log-level`: level, target, and for how many seconds, 0 until the daemon ends.
@@ -76,7 +79,7 @@ pub(super) async fn tasks(daemon: &mut Daemon, json: bool) -> Result<u8, Error> 
     say(json, &reply, || {
         let waiting = reply.tasks.iter().filter(|task| !task.waits.is_empty());
         let mut text = format!("{} pods, {} wait\n", reply.tasks.len(), waiting.count());
-        text += &print::table(&rows(&reply.tasks), width());
+        text += &Screen::of_output().table(&rows(&reply.tasks));
         text
     })?;
     Ok(0)
