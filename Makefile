@@ -106,7 +106,7 @@ bench-http: ## build, then compare HTTP functions with wasmtime serve and a nati
 bench-images: ## build, then compare pulls of images with containerd (as root; QUICK=1, BENCH_JSON=FILE)
 	@.ci/packages $(BENCH_PACKAGES)
 	$(CARGO) build --release --workspace --bins
-	$(RELEASE)/bench-images $(if $(QUICK),--quick)
+	tests/tools/on-ext4.sh 8 $(RELEASE)/bench-images $(if $(QUICK),--quick)
 
 .PHONY: bench-scale
 bench-scale: ## build, then show what a pod costs beside none and beside 2,000 others (as root; PODS=, BENCH_JSON=FILE)
