@@ -104,7 +104,7 @@ bench-http: ## build, then compare HTTP functions with wasmtime serve and a nati
 
 .PHONY: bench-images
 bench-images: ## build, then compare pulls of images with containerd (as root; QUICK=1, BENCH_JSON=FILE)
-	@.ci/packages $(BENCH_PACKAGES)
+	@.ci/packages $(BENCH_PACKAGES) e2fsprogs
 	$(CARGO) build --release --workspace --bins
 	tests/tools/on-ext4.sh 8 $(RELEASE)/bench-images $(if $(QUICK),--quick)
 
