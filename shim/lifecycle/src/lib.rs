@@ -42,6 +42,7 @@ mod syncer;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests;
+mod turns;
 mod unreadable;
 mod unrecovered;
 mod updates;
