@@ -43,8 +43,9 @@ use disks::Disks;
 
 /// Threads that answer RPCs; the daemon waits more than it computes.
 const MAX_WORKERS: usize = 4;
-/// Threads for work that blocks: log files on slow disks, unpacking, namespaces.
-const MAX_BLOCKING: usize = 64;
+/// Threads for work that blocks: log files on slow disks, unpacking, namespaces. Images, what reads them for containers, and
+/// changes of limits have bounds of their own, 68 together: a disk that does not answer leaves the rest to pods.
+const MAX_BLOCKING: usize = 96;
 /// How long such a thread waits for more to do: less than it takes until memory.rs returns memory, as each keeps a stack.
 const BLOCKING_KEPT: std::time::Duration = std::time::Duration::from_secs(2);
 /// Stack of each thread, bytes; only touched pages count.

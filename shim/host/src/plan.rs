@@ -20,11 +20,12 @@ use coracle_wasm::{EngineRef, ModuleInfo};
 
 use super::egress;
 use super::errors::invalid;
+use super::image_files::read_images;
 use super::linux::Hardware;
 use super::paths::{Lookup, Missing};
 use super::process_args::{argv, environment, linux_process, log_path, stop_signal, working_dir};
 use super::user::Resolved;
-use super::{Host, blocking, image_volumes, linux, mounts, pass, signatures, user};
+use super::{Host, image_volumes, linux, mounts, pass, signatures, user};
 
 pub(super) struct Module {
     pub(super) path: PathBuf,
@@ -99,7 +100,7 @@ impl Host {
                 let payload = self.wasm_payload(&draft, module, &engine).await?;
                 let (draft, mounts) = self.mounts(draft, false).await?;
                 let files = self.pod_files(&draft.pod.id, &draft.id);
-                blocking("checking user and mounts", move || {
+                read_images("checking user and mounts", move || {
                     draft
                         .wasm_parts(payload, mounts, &files)
                         .map(|parts| (draft, parts))
@@ -110,7 +111,7 @@ impl Host {
                 let host = Arc::clone(self);
                 let (draft, mounts) = self.mounts(draft, true).await?;
                 let hardware = self.hardware(&draft.config).await?;
-                blocking("planning a Linux container", move || {
+                read_images("planning a Linux container", move || {
                     draft
                         .linux_parts(&host, mounts, &hardware)
                         .map(|parts| (draft, parts))
