@@ -16,7 +16,7 @@ use coracle_lifecycle::{
 };
 use coracle_spec::id::ContainerId;
 use coracle_spec::{Mount, WasmKind, WasmNetwork};
-use coracle_wasm::{EngineRef, ModuleInfo};
+use coracle_wasm::{EngineRef, ModuleInfo, ModuleRequest};
 
 use super::egress;
 use super::errors::invalid;
@@ -151,7 +151,13 @@ impl Host {
         let args = argv(&draft.image, &draft.config, true)?;
         self.modules.add(&module.digest, &draft.image.id);
         pass("create.compile")?;
-        let compiled = self.compiled(engine, &module.path, &module.digest).await?;
+        let request = ModuleRequest {
+            path: &module.path,
+            digest: &module.digest,
+            tenant: &draft.pod.config.name.namespace,
+            image: draft.image.id.as_str(),
+        };
+        let compiled = self.compiled(engine, request).await?;
         let limit = limits::memory_limit(&draft.config.resources);
         judge(&compiled.info, &draft.config.image, limit)?;
         self.check_wasi_version(&draft.pod, &compiled.info)?;
