@@ -71,18 +71,19 @@ async fn runs_a_pod(daemon: &Daemon, name: &str) {
     pod.cri.remove_pod(&pod.id).await.unwrap();
 }
 
-/// 126 pulls of many namespaces, each with two blobs that it writes at a time: more than the daemon has threads.
+/// As many pulls as run at a time, for many namespaces and from some registries, each with two blobs that it writes at a time:
+/// more than the daemon has threads.
 #[tokio::test]
 async fn pulls_to_a_disk_that_does_not_answer_hold_up_no_pod_and_no_answer() {
     if on_peer() {
         return; // It makes no such promise.
     }
     let daemon = daemon_with(Options::default()).await;
-    let registry = ScriptedRegistry::start().unwrap();
+    let registries: Vec<_> = (0..4).map(|_| ScriptedRegistry::start().unwrap()).collect();
     let image = Image::artifact(&guests::nothing("dead disk").unwrap());
     let references: Arc<[String]> = (0..128)
         .map(|number| {
-            let repository = format!("app{number}");
+            let (registry, repository) = (&registries[number % 4], format!("app{number}"));
             registry.serve(&repository, "v1", &image);
             format!("{}/{repository}:v1", registry.host())
         })
