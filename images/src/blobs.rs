@@ -180,7 +180,7 @@ impl Blobs {
         let is_new = !path.exists();
         failpoint::pass("pull.blob")?;
         fs::rename(&temporary.path, &path).map_err(|error| Error::io("rename to", &path, error))?;
-        temporary.is_renamed();
+        temporary.forget();
         if is_new {
             self.grow(self.blob_usage(digest));
         }
@@ -202,7 +202,7 @@ impl Blobs {
         failpoint::pass("pull.unpack")?;
         match fs::rename(&draft.path, &layer) {
             Ok(()) => {
-                draft.is_renamed();
+                draft.forget();
                 self.grow(usage);
                 sync_directory(&self.layers())?;
                 Ok(true)
@@ -298,7 +298,7 @@ impl Temporary {
     }
 
     /// What had the path has another one: nothing is left to remove. Blocking.
-    fn is_renamed(mut self) {
+    fn forget(mut self) {
         self.file = None;
         self.path.clear();
     }

@@ -116,7 +116,9 @@ impl Inner {
         let mut buried = Vec::with_capacity(removed.len());
         for (chain, layer) in removed {
             // Deleting trees takes time that nobody should wait for: no lock is held here.
-            layer.map(Temporary::remove);
+            if let Some(layer) = layer {
+                layer.remove();
+            }
             buried.push(chain);
         }
         let _writer = self.writer();
@@ -187,7 +189,9 @@ impl Inner {
                 tracing::info!(layer = %chain, "removing a layer that no record names");
                 let removed_layer = self.blobs.retire_layer(&chain, Usage::default())?;
                 drop(writer);
-                removed_layer.map(Temporary::remove);
+                if let Some(layer) = removed_layer {
+                    layer.remove();
+                }
             }
         }
         Ok(())

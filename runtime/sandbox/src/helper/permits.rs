@@ -148,7 +148,9 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let mut state = self.pool.lock();
         let own = state.running.iter().position(|one| *one == self.request);
-        own.map(|own| state.running.swap_remove(own));
+        if let Some(own) = own {
+            state.running.swap_remove(own);
+        }
         drop(state);
         self.pool.hand_out();
     }
