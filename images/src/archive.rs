@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, openat, openat2};
@@ -225,10 +226,18 @@ impl Archive {
         read.ok_or_else(|| self.lacks(&format!("manifest {digest}")))
     }
 
-    /// A blob. Blocking. The caller must verify it.
-    pub(crate) fn open_blob(&self, digest: &Digest) -> Result<File, Error> {
-        let file = self.open_file(&self.path_of(digest))?;
-        file.ok_or_else(|| self.lacks(&format!("blob {digest}")))
+    /// Bytes of a blob from `at` on; none at its end. Blocking. The caller must verify them.
+    pub(crate) fn read_blob(
+        &self,
+        digest: &Digest,
+        at: u64,
+        to: &mut [u8],
+    ) -> Result<usize, Error> {
+        let path = self.path_of(digest);
+        let file = self.open_file(&path)?;
+        let file = file.ok_or_else(|| self.lacks(&format!("blob {digest}")))?;
+        file.read_at(to, at)
+            .map_err(|error| Error::io("read", Path::new(&path), error))
     }
 
     fn path_of(&self, digest: &Digest) -> String {

@@ -1,6 +1,7 @@
 //! The store's files: blobs by digest, unpacked layers by chain id, temporary files, and how much they occupy.
 //!
 //! Called by: the pull, which writes, and the store, which deletes.
+//! Here is what waits for the disk, on threads of [`crate::blocking`]; how blobs get here is in [`crate::draft`].
 //! Invariants: every file under `blobs/` and directory under `layers/` is complete, because it was verified and synced
 //! before it was renamed there; what is in `tmp/` at the daemon's start is moved to `trash/`, which is emptied in the
 //! background; all directories above content are 0700, so that no user of the node can reach a setuid file of an
@@ -13,17 +14,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use coracle_tree::Trash;
-use tokio::io::AsyncWriteExt as _;
-
 pub(crate) use crate::blocking::blocking;
+use crate::blocking::later;
 use crate::error::Error;
 use crate::failpoint;
 use crate::manifest::Blob;
 use crate::reference::Digest;
-use crate::space::look_for_room;
 use crate::unpack::Usage;
-use crate::verify::Verifier;
+use coracle_tree::Trash;
 
 /// The directories of one store.
 #[derive(Debug, Clone)]
@@ -101,10 +99,16 @@ impl Blobs {
         self.images.join("layers")
     }
 
-    /// True if the blob is stored, with the size of its descriptor.
+    /// True if the blob is stored, with the size of its descriptor. Blocking.
     pub(crate) fn has(&self, blob: &Blob) -> bool {
         fs::symlink_metadata(self.blob(&blob.digest))
             .is_ok_and(|found| found.is_file() && found.len() == blob.size)
+    }
+
+    /// As [`Blobs::has`]. Errors: the daemon ends.
+    pub(crate) async fn stores(&self, blob: &Blob) -> Result<bool, Error> {
+        let (own, blob) = (self.clone(), blob.clone());
+        blocking("looking for a blob", move || Ok(own.has(&blob))).await
     }
 
     /// Bytes and inodes in use now.
@@ -137,39 +141,9 @@ impl Blobs {
             });
     }
 
-    /// Starts a blob in `tmp/`. Errors: the disk has no room for all of it; disk broken.
-    pub(crate) async fn writer(&self, blob: &Blob) -> Result<BlobWriter, Error> {
-        let (images, size) = (self.images.clone(), blob.size);
-        let look = move || look_for_room(&images, size);
-        blocking("looking for free space", look).await?;
-        let (file, temporary) = self.file_draft().await?;
-        let what = format!("blob {}", blob.digest);
-        let verifier = Verifier::new(what, blob.digest.clone(), blob.size);
-        Ok(BlobWriter {
-            file,
-            temporary,
-            verifier,
-            digest: blob.digest.clone(),
-        })
-    }
-
-    /// Makes an empty file in `tmp/`, to be written and read.
-    pub(crate) async fn file_draft(&self) -> Result<(tokio::fs::File, Temporary), Error> {
-        let temporary = self.temporary();
-        let file = tokio::fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary.path)
-            .await
-            .map_err(|error| Error::io("create", &temporary.path, error))?;
-        Ok((file, temporary))
-    }
-
     /// Makes an empty file in `tmp/`, to be written and read. Blocking.
-    pub(crate) fn new_file(&self) -> Result<(fs::File, Temporary), Error> {
-        let temporary = self.temporary();
+    pub(crate) fn new_file(&self) -> Result<Temporary, Error> {
+        let mut temporary = self.temporary();
         let made = fs::File::options()
             .read(true)
             .write(true)
@@ -177,7 +151,8 @@ impl Blobs {
             .mode(0o600)
             .open(&temporary.path);
         let file = made.map_err(|error| Error::io("create", &temporary.path, error))?;
-        Ok((file, temporary))
+        temporary.file = Some(file);
+        Ok(temporary)
     }
 
     /// Makes an empty directory in `tmp/`, to be filled and given to [`Blobs::commit_layer`]. Blocking.
@@ -195,6 +170,23 @@ impl Blobs {
         Ok(draft)
     }
 
+    /// Syncs a blob that is written and verified, and renames it to its digest. Blocking.
+    pub(crate) fn commit_blob(&self, temporary: Temporary, digest: &Digest) -> Result<(), Error> {
+        temporary
+            .file()?
+            .sync_all()
+            .map_err(|error| Error::io("sync", &temporary.path, error))?;
+        let path = self.blob(digest);
+        let is_new = !path.exists();
+        failpoint::pass("pull.blob")?;
+        fs::rename(&temporary.path, &path).map_err(|error| Error::io("rename to", &path, error))?;
+        temporary.forget();
+        if is_new {
+            self.grow(self.blob_usage(digest));
+        }
+        sync_directory(&self.images.join("blobs/sha256"))
+    }
+
     /// Renames a finished draft to the layer `chain`. Blocking. False if another pull has stored it meanwhile.
     pub(crate) fn commit_layer(
         &self,
@@ -210,6 +202,7 @@ impl Blobs {
         failpoint::pass("pull.unpack")?;
         match fs::rename(&draft.path, &layer) {
             Ok(()) => {
+                draft.forget();
                 self.grow(usage);
                 sync_directory(&self.layers())?;
                 Ok(true)
@@ -240,7 +233,7 @@ impl Blobs {
         Ok(())
     }
 
-    /// Removes a layer from `layers/`, if it exists; it is deleted when the returned value is dropped. Blocking.
+    /// Removes a layer from `layers/`, if it exists; it is deleted with the returned value. Blocking.
     pub(crate) fn retire_layer(
         &self,
         chain: &Digest,
@@ -276,15 +269,20 @@ impl Blobs {
         let number = self.used.temporary.fetch_add(1, Ordering::Relaxed);
         Temporary {
             path: self.images.join("tmp").join(number.to_string()),
+            file: None,
             trash: self.trash.clone(),
         }
     }
 }
 
-/// A path in `tmp/`, deleted when this is dropped: small trees at once, large ones in the background.
+/// A path in `tmp/`. When this is dropped, a thread that may wait deletes what has it: small trees at once, large ones in the
+/// background.
 #[derive(Debug)]
 pub(crate) struct Temporary {
+    /// Empty when nothing has it any more.
     path: PathBuf,
+    /// Open, if it is a file: closed before it is removed.
+    file: Option<fs::File>,
     trash: Trash,
 }
 
@@ -292,66 +290,47 @@ impl Temporary {
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
+
+    /// The open file. Errors: it is none.
+    pub(crate) fn file(&self) -> Result<&fs::File, Error> {
+        let none = || Error::io("write", &self.path, io::ErrorKind::IsADirectory.into());
+        self.file.as_ref().ok_or_else(none)
+    }
+
+    /// What had the path has another one: nothing is left to remove. Blocking.
+    fn forget(mut self) {
+        self.file = None;
+        self.path.clear();
+    }
+
+    /// Removes it at once. Blocking.
+    pub(crate) fn remove(mut self) {
+        remove(
+            &std::mem::take(&mut self.path),
+            self.file.take(),
+            &self.trash,
+        );
+    }
 }
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        if let Err(error) = self.trash.remove(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "temporary file stays until the next start");
+        let (path, file) = (std::mem::take(&mut self.path), self.file.take());
+        if path.as_os_str().is_empty() {
+            return;
         }
+        let trash = self.trash.clone();
+        later("removing a temporary file", move || {
+            remove(&path, file, &trash)
+        });
     }
 }
 
-/// Writes one blob.
-pub(crate) struct BlobWriter {
-    file: tokio::fs::File,
-    temporary: Temporary,
-    verifier: Verifier,
-    digest: Digest,
-}
-
-impl BlobWriter {
-    /// Writes the next bytes. Errors: too many bytes, disk full, disk broken.
-    pub(crate) async fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.verifier.update(bytes)?;
-        self.file
-            .write_all(bytes)
-            .await
-            .map_err(|error| Error::io("write", &self.temporary.path, error))
-    }
-
-    /// How many bytes were written.
-    pub(crate) fn written(&self) -> u64 {
-        self.verifier.seen()
-    }
-
-    /// Verifies, syncs and renames the blob. Errors: wrong digest or size, disk full, disk broken.
-    pub(crate) async fn commit(mut self, blobs: &Blobs) -> Result<(), Error> {
-        self.file
-            .flush()
-            .await
-            .map_err(|error| Error::io("write", &self.temporary.path, error))?;
-        self.verifier.finish()?;
-        let (blobs, digest, temporary, file) = (
-            blobs.clone(),
-            self.digest,
-            self.temporary,
-            self.file.into_std().await,
-        );
-        let commit = move || {
-            file.sync_all()
-                .map_err(|error| Error::io("sync", &temporary.path, error))?;
-            let path = blobs.blob(&digest);
-            let is_new = !path.exists();
-            failpoint::pass("pull.blob")?;
-            fs::rename(&temporary.path, &path)
-                .map_err(|error| Error::io("rename to", &path, error))?;
-            if is_new {
-                blobs.grow(blobs.blob_usage(&digest));
-            }
-            sync_directory(&blobs.images.join("blobs/sha256"))
-        };
-        blocking("storing a blob", commit).await
+/// Closes a file and removes it, or a tree. Blocking.
+fn remove(path: &Path, file: Option<fs::File>, trash: &Trash) {
+    drop(file);
+    if let Err(error) = trash.remove(path) {
+        tracing::warn!(path = %path.display(), %error, "temporary file stays until the next start");
     }
 }
 

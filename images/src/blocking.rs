@@ -1,8 +1,8 @@
 //! Work of images that blocks, on the daemon's pool of threads.
 //!
 //! Called by: everything here that reads or writes files. Invariants: images never have more than a part of that pool: the
-//! rest is for pods; removal, by which a full disk gets room, never waits for pulls. Not here: lookups of names, which have
-//! threads of their own.
+//! rest is for pods; removal, by which a full disk gets room, never waits for pulls; no async worker opens, looks at, closes or
+//! removes a file. Not here: lookups of names, which have threads of their own.
 
 use tokio::sync::Semaphore;
 
@@ -12,6 +12,9 @@ use crate::error::Error;
 static BLOCKING: Semaphore = Semaphore::const_new(16);
 /// How much of what removes and collects content runs at a time, besides.
 static REMOVING: Semaphore = Semaphore::const_new(4);
+
+/// How many unpackers are supervised at a time: one that its disk keeps from dying keeps its thread, too.
+static SUPERVISING: Semaphore = Semaphore::const_new(16);
 
 /// Runs blocking work off the async threads. Errors: its own; [`Error::Cancelled`] if the runtime is going away.
 pub(crate) async fn blocking<T: Send + 'static>(
@@ -27,6 +30,27 @@ pub(crate) async fn removing<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     run(&REMOVING, doing, work).await
+}
+
+/// As [`blocking`], for what waits for an unpacker.
+pub(crate) async fn supervising<T: Send + 'static>(
+    doing: &'static str,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    run(&SUPERVISING, doing, work).await
+}
+
+/// Does what removes or closes something on a thread that may wait for the disk, some time later; at once where there is no
+/// async runtime that could have it done.
+pub(crate) fn later(doing: &'static str, work: impl FnOnce() + Send + 'static) {
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+        return work();
+    };
+    let work = move || {
+        work();
+        Ok(())
+    };
+    runtime.spawn(run(&REMOVING, doing, work));
 }
 
 async fn run<T: Send + 'static>(

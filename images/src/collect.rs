@@ -113,8 +113,14 @@ impl Inner {
             return Ok(());
         }
         let removed = self.unlink_content(blobs, layers, pins)?;
-        // Deleting trees takes time that nobody should wait for: no lock is held here.
-        let buried: Vec<Digest> = removed.into_iter().map(|(chain, _)| chain).collect();
+        let mut buried = Vec::with_capacity(removed.len());
+        for (chain, layer) in removed {
+            // Deleting trees takes time that nobody should wait for: no lock is held here.
+            if let Some(layer) = layer {
+                layer.remove();
+            }
+            buried.push(chain);
+        }
         let _writer = self.writer();
         let drop_layers = {
             let index = self.read();
@@ -130,7 +136,7 @@ impl Inner {
         })
     }
 
-    /// Removes unneeded content from the store. Its layers are deleted when the returned values are dropped.
+    /// Removes unneeded content from the store. Its layers are deleted by the caller, or when the returned values are dropped.
     fn unlink_content(
         &self,
         blobs: &[Digest],
@@ -183,7 +189,9 @@ impl Inner {
                 tracing::info!(layer = %chain, "removing a layer that no record names");
                 let removed_layer = self.blobs.retire_layer(&chain, Usage::default())?;
                 drop(writer);
-                drop(removed_layer);
+                if let Some(layer) = removed_layer {
+                    layer.remove();
+                }
             }
         }
         Ok(())

@@ -6,15 +6,15 @@
 //! Not here: the formats of archives ([`crate::archive`]), the way of an image into the store ([`crate::pull`]).
 
 use std::fs::File;
-use std::io::{Seek as _, SeekFrom};
+use std::io::Seek as _;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::io::AsyncWriteExt as _;
 use tokio::sync::Semaphore;
 
 use crate::archive::{Archive, Found};
-use crate::blobs::{Temporary, blocking};
+use crate::blobs::blocking;
+use crate::draft::Draft;
 use crate::error::Error;
 use crate::image::Image;
 use crate::manifest::PlatformPreference;
@@ -41,8 +41,7 @@ pub struct ImportRequest {
 
 /// An archive that is being received, in a temporary file of the store; deleted when this is dropped.
 pub struct ReceivedArchive {
-    file: tokio::fs::File,
-    temporary: Temporary,
+    draft: Draft,
     bytes_left: u64,
     allowed: u64,
 }
@@ -56,19 +55,17 @@ impl ReceivedArchive {
             limit: "max_unpacked_bytes",
             allowed: self.allowed,
         })?;
-        let written = self.file.write_all(bytes).await;
-        written.map_err(|error| Error::io("write", self.temporary.path(), error))
+        self.draft.write(bytes).await
     }
 }
 
 impl Images {
     /// Begins to receive an archive. Errors: the disk is full or fails.
     pub async fn receive_archive(&self) -> Result<ReceivedArchive, Error> {
-        let (file, temporary) = self.inner.blobs.file_draft().await?;
+        let draft = self.inner.blobs.draft().await?;
         let allowed = self.inner.config.limits.max_unpacked_bytes;
         Ok(ReceivedArchive {
-            file,
-            temporary,
+            draft,
             bytes_left: allowed,
             allowed,
         })
@@ -77,18 +74,20 @@ impl Images {
     /// As [`Images::import`], of an archive that was received whole.
     pub async fn import_received(
         &self,
-        mut archive: ReceivedArchive,
+        archive: ReceivedArchive,
         request: &ImportRequest,
     ) -> Result<Vec<Arc<Image>>, Error> {
-        let flushed = archive.file.flush().await;
-        flushed.map_err(|error| Error::io("write", archive.temporary.path(), error))?;
-        let file = archive.file.try_clone().await;
-        let file = file.map_err(|error| Error::io("open", archive.temporary.path(), error))?;
-        let mut file = file.into_std().await;
-        let back = file.seek(SeekFrom::Start(0));
-        back.map_err(|error| Error::io("read", archive.temporary.path(), error))?;
-        // Its room is free again as soon as it is unpacked.
-        drop(archive);
+        let file = archive
+            .draft
+            .finish("opening an archive", move |temporary| {
+                let failed = |error| Error::io("open", temporary.path(), error);
+                let mut file = temporary.file()?.try_clone().map_err(failed)?;
+                file.rewind().map_err(failed)?;
+                // Its room is free again as soon as it is unpacked.
+                temporary.remove();
+                Ok(file)
+            });
+        let file = file.await?;
         self.import(file, request).await
     }
 

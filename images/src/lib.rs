@@ -18,6 +18,7 @@ mod blobs;
 mod blocking;
 mod collect;
 mod config;
+mod draft;
 mod endpoint;
 pub mod error;
 mod export;

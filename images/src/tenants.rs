@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 /// The longest name of a namespace that is kept: as long as Kubernetes allows a name to be. Characters.
 const MAX_NAMESPACE: usize = 253;
 
+/// What the operator is called, which no namespace can be.
+pub(crate) const OPERATOR: &str = "the operator";
+
 /// Whoever has brought an image to the node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -38,7 +41,7 @@ impl Tenant {
         match self {
             Self::Namespace(name) => format!("namespace {name}"),
             Self::Zone(zone) => format!("registries of {zone}"),
-            Self::Operator => "the operator".to_owned(),
+            Self::Operator => OPERATOR.to_owned(),
         }
     }
 }

@@ -6,6 +6,7 @@
 //! is used; its verdict affects this pull alone, and its numbers are not believed where there is more than they say.
 //! Not here: archives (`coracle-unpack`), the process and its jail (the daemon's runtime), where layers are kept.
 
+mod files;
 mod measure;
 
 use std::fs::File;
@@ -18,11 +19,16 @@ use coracle_unpack::{
 };
 use futures_util::future::BoxFuture;
 
+use crate::blocking::{blocking, supervising};
 use crate::config::Limits;
 use crate::error::{Cause, Error};
 use crate::reference::Digest;
+use crate::tenants::OPERATOR;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use coracle_unpack::fuzzing::{list, unpack_here};
+
+use files::Files;
+pub(crate) use files::compression_of;
 
 pub(crate) use coracle_unpack::{OPAQUE, RATIO_FLOOR_BYTES};
 
@@ -67,19 +73,24 @@ pub struct Unpacker {
     pub cpu_s: u64,
     /// The largest file that it may write. Bytes.
     pub file_bytes: u64,
+    /// For whom it is: unpackers wait for their turns by this.
+    pub tenant: String,
 }
 
 /// The remaining budget of an image; shared by its layers.
 #[derive(Debug)]
 pub(crate) struct Budget {
     limits: Limits,
+    tenant: String,
     bytes_left: u64,
     entries_left: u64,
 }
 
 impl Budget {
-    pub(crate) fn new(limits: &Limits) -> Self {
+    /// That of an image of `tenant`.
+    pub(crate) fn new(limits: &Limits, tenant: &str) -> Self {
         Self {
+            tenant: tenant.to_owned(),
             bytes_left: limits.max_unpacked_bytes,
             entries_left: limits.max_entries,
             limits: limits.clone(),
@@ -111,6 +122,7 @@ impl Budget {
             socket,
             cpu_s: self.cpu_s(packed_bytes),
             file_bytes: self.bytes_left,
+            tenant: self.tenant.clone(),
         }
     }
 
@@ -150,13 +162,12 @@ pub(crate) async fn unpack(
     into: &Path,
     budget: &mut Budget,
 ) -> Result<Usage, Error> {
-    let blob = File::open(source.path).map_err(|error| Error::io("open", source.path, error))?;
+    let files = Files::of_layer(source.path, source.compression()?, into);
     let packed = Packed {
         what: source.what(),
         path: source.path,
-        compression: source.compression()?,
     };
-    let unpacked = run(launcher, &packed, blob, into, budget).await?;
+    let unpacked = run(launcher, &packed, files.await?, into, budget).await?;
     source.check(&unpacked)?;
     budget.bytes_left = budget.bytes_left.saturating_sub(unpacked.archive_bytes);
     budget.entries_left = budget.entries_left.saturating_sub(unpacked.entries);
@@ -177,26 +188,14 @@ pub(crate) async fn unpack_archive(
     into: &Path,
     limits: &Limits,
 ) -> Result<(), Error> {
-    let mut first = [0; 4];
-    let read = rustix::io::pread(&archive, &mut first, 0);
-    read.map_err(|errno| Error::io("read", path, errno.into()))?;
+    let files = Files::of_archive(archive, path, into);
     let packed = Packed {
         what: format!("archive {}", path.display()),
         path,
-        compression: compression_of(first),
     };
-    run(launcher, &packed, archive, into, &Budget::new(limits)).await?;
+    let budget = Budget::new(limits, OPERATOR);
+    run(launcher, &packed, files.await?, into, &budget).await?;
     Ok(())
-}
-
-/// The compression of a file that begins with these bytes.
-pub(crate) fn compression_of(first: [u8; 4]) -> Compression {
-    match first {
-        [0x1f, 0x8b, ..] => Compression::Gzip,
-        // A frame, or one to skip in front of it.
-        [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => Compression::Zstd,
-        _ => Compression::None,
-    }
 }
 
 /// A file to unpack.
@@ -204,28 +203,26 @@ struct Packed<'a> {
     /// For messages.
     what: String,
     path: &'a Path,
-    compression: Compression,
 }
 
 /// Runs one unpacker to its end. Errors: its verdict, if it is not that all was unpacked.
 async fn run(
     launcher: &dyn UnpackerLauncher,
     packed: &Packed<'_>,
-    blob: File,
+    files: Files,
     into: &Path,
     budget: &Budget,
 ) -> Result<Unpacked, Error> {
-    let open = |path: &Path| File::open(path).map_err(|error| Error::io("open", path, error));
-    let directory = OwnedFd::from(open(into)?);
     let failed = |error| Error::io("unpack into", into, error);
     let job = Job {
-        compression: packed.compression,
-        packed_bytes: blob.metadata().map_err(failed)?.len(),
+        compression: files.compression,
+        packed_bytes: files.packed_bytes,
         bounds: budget.bounds(),
     };
     let (ours, socket) = coracle_unpack::begin(&job).map_err(failed)?;
+    let directory = files.directory;
     let own = directory.try_clone().map_err(failed)?;
-    let unpacker = budget.unpacker(blob, job.packed_bytes, own, socket);
+    let unpacker = budget.unpacker(files.blob, job.packed_bytes, own, socket);
     let allowed = Duration::from_secs(unpacker.cpu_s) * PATIENCE;
     let died = |cause: Cause| Error::Unpacker {
         what: packed.what.clone(),
@@ -238,15 +235,12 @@ async fn run(
     match (verdict, ended) {
         (Ok(Verdict::Unpacked(unpacked)), _) => {
             let unpacked = plausible(unpacked, &job.bounds).map_err(&died)?;
-            let tree = OwnedFd::from(open(into)?);
-            let bounds = job.bounds;
-            let measured = move || corrected(unpacked, &tree, &bounds);
-            let measured = tokio::task::spawn_blocking(measured).await;
-            measured
-                .map_err(|_| Error::Cancelled {
-                    doing: "measuring a layer",
-                })?
-                .map_err(died)
+            let (tree, bounds) = (into.to_owned(), job.bounds);
+            let measured = blocking("measuring a layer", move || {
+                let opened = File::open(&tree).map_err(|error| Error::io("open", &tree, error))?;
+                Ok(corrected(unpacked, &opened.into(), &bounds))
+            });
+            measured.await?.map_err(died)
         }
         (Ok(refused), _) => Err(packed.refused(refused, into, &budget.limits)),
         (Err(_), Err(cause)) => Err(died(cause)),
@@ -312,7 +306,7 @@ async fn verdict(
     died: impl Fn(Cause) -> Error,
 ) -> Result<std::io::Result<Verdict>, Error> {
     let supervise = move || coracle_unpack::supervise(&ours, &directory, most);
-    let verdict = tokio::task::spawn_blocking(supervise);
+    let verdict = supervising("unpacking a layer", move || Ok(supervise()));
     // The caller then drops what runs: that ends it, and with it the supervision.
     let Ok(verdict) = tokio::time::timeout(allowed, verdict).await else {
         let allowed = allowed.as_secs();
@@ -320,9 +314,7 @@ async fn verdict(
             format!("not unpacked within {allowed} s: the disk is slow, or the node busy");
         return Err(died(problem.into()));
     };
-    verdict.map_err(|_| Error::Cancelled {
-        doing: "unpacking a layer",
-    })
+    verdict
 }
 
 impl Source<'_> {
@@ -404,7 +396,7 @@ mod tests {
 
     #[test]
     fn a_small_blob_gets_little_cpu_time_and_the_largest_enough() {
-        let budget = Budget::new(&Limits::default());
+        let budget = Budget::new(&Limits::default(), "");
         assert_eq!(budget.cpu_s(1000), 60 + 4);
         // 200 MiB and what they may unpack to at most.
         assert_eq!(budget.cpu_s(1 << 20), 60 + (201 << 20) / (16 << 20));
@@ -498,7 +490,7 @@ mod tests {
         ];
         let unpack = async |unpacked: Unpacked| {
             let liar = Liar(Verdict::Unpacked(unpacked));
-            let mut budget = Budget::new(&Limits::default());
+            let mut budget = Budget::new(&Limits::default(), "");
             super::unpack(&liar, &source, directory.path(), &mut budget).await
         };
         let usage = unpack(honest.clone()).await.unwrap();
@@ -529,7 +521,7 @@ mod tests {
         };
         let liar = Liar(Verdict::Unpacked(low));
         let unpack = async |limits: &Limits| {
-            let mut budget = Budget::new(limits);
+            let mut budget = Budget::new(limits, "");
             let usage = super::unpack(&liar, &source, &tree, &mut budget).await;
             usage.map(|usage| (usage, budget.entries_left, budget.bytes_left))
         };

@@ -52,12 +52,17 @@ pub struct Running {
     _permit: Permit,
 }
 
-/// Waits for a permit, then starts an unpacker.
+/// Waits for a permit of `tenant`, then starts an unpacker.
 ///
 /// Errors: fork or exec failed.
-pub async fn start(permits: &Permits, descriptors: Descriptors, bounds: Bounds) -> Result<Running> {
+pub async fn start(
+    permits: &Permits,
+    tenant: &str,
+    descriptors: Descriptors,
+    bounds: Bounds,
+) -> Result<Running> {
     let what = || "start an unpacker".to_owned();
-    let permit = permits.take(MEMORY_BYTES).await?;
+    let permit = permits.take(tenant, MEMORY_BYTES).await?;
     failpoint::hit("unpack.exec").during(what)?;
     let Descriptors {
         blob,

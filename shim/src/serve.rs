@@ -21,6 +21,7 @@ use coracle_images::Images;
 use coracle_lifecycle::{Pods, Syncer};
 use coracle_metrics::listener::Listener;
 use coracle_nri::Nri;
+use coracle_runtime::unpacker::MEMORY_BYTES as UNPACKER_MEMORY_BYTES;
 use coracle_sandbox::Filters;
 use coracle_sandbox::helper::Permits;
 use coracle_spec::live::Live;
@@ -43,8 +44,9 @@ use disks::Disks;
 
 /// Threads that answer RPCs; the daemon waits more than it computes.
 const MAX_WORKERS: usize = 4;
-/// Threads for work that blocks: log files on slow disks, unpacking, namespaces.
-const MAX_BLOCKING: usize = 64;
+/// Threads for work that blocks: log files on slow disks, unpacking, namespaces. Images, what reads them for containers, and
+/// changes of limits have bounds of their own, 68 together: a disk that does not answer leaves the rest to pods.
+const MAX_BLOCKING: usize = 96;
 /// How long such a thread waits for more to do: less than it takes until memory.rs returns memory, as each keeps a stack.
 const BLOCKING_KEPT: std::time::Duration = std::time::Duration::from_secs(2);
 /// Stack of each thread, bytes; only touched pages count.
@@ -218,7 +220,7 @@ async fn terminated(mut term: Signal, mut interrupt: Signal) {
 /// Imports new archives of the preload directory and compiles their modules, before anybody can need them.
 async fn preload(config: &Config, images: &Images, pods: &Pods) {
     for image in images.preload(&config.images.preload_dir).await {
-        if let Err(problem) = pods.prepare_image(&image).await {
+        if let Err(problem) = pods.prepare_image(&image, "").await {
             tracing::warn!(
                 digest = %image.id, failure = problem.chain(),
                 "the image was preloaded, but its module did not compile: its containers will be refused"
@@ -291,10 +293,12 @@ async fn host(
 ) -> Result<(Host, Images, Arc<CompileCache>), Box<dyn Error>> {
     crate::check::log_signature_policies(config);
     let helpers = Permits::new(config.helpers.processes, config.helpers.memory_bytes);
-    let unpackers = Arc::new(Unpackers(helpers.of_a_kind()));
+    let (unpacker, compiler) = (UNPACKER_MEMORY_BYTES, config.wasm.compile_memory_bytes);
+    let unpackers = Arc::new(Unpackers(helpers.of_a_kind(compiler)));
+    let compilers = helpers.of_a_kind(unpacker);
     let images = Images::open(parts::images_config(config)?, unpackers).await?;
     let limits = reload::compile_limits(config);
-    let compiler = CompileCache::open(&config.root.join("compiled"), limits, helpers.of_a_kind())?;
+    let compiler = CompileCache::open(&config.root.join("compiled"), limits, compilers)?;
     let compiler = Arc::new(compiler);
     let syncer = Syncer::start(&config.root)?;
     let parts = Parts {

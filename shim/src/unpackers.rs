@@ -19,7 +19,7 @@ impl UnpackerLauncher for Unpackers {
         &self,
         unpacker: Unpacker,
     ) -> BoxFuture<'static, std::result::Result<Box<dyn RunningUnpacker>, Cause>> {
-        let permits = self.0.clone();
+        let (permits, tenant) = (self.0.clone(), unpacker.tenant);
         let bounds = Bounds {
             cpu_s: unpacker.cpu_s,
             file_bytes: unpacker.file_bytes,
@@ -30,7 +30,7 @@ impl UnpackerLauncher for Unpackers {
             socket: unpacker.socket,
         };
         async move {
-            let started = unpacker::start(&permits, descriptors, bounds).await;
+            let started = unpacker::start(&permits, &tenant, descriptors, bounds).await;
             let running = started.map_err(|error| Cause::from(error.chain()))?;
             Ok(Box::new(Started(running)) as Box<dyn RunningUnpacker>)
         }

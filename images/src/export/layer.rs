@@ -34,7 +34,6 @@ pub(super) struct Packed {
     pub(super) digest: Digest,
     /// Bytes of the file.
     pub(super) size: u64,
-    pub(super) file: File,
     temporary: Temporary,
 }
 
@@ -42,6 +41,11 @@ impl Packed {
     /// How a manifest names it.
     pub(super) fn descriptor(&self) -> Value {
         descriptor(GZIP_LAYER, &self.digest, self.size)
+    }
+
+    /// It, open. Errors: none.
+    pub(super) fn file(&self) -> Result<&File, Error> {
+        self.temporary.file()
     }
 
     /// For messages.
@@ -74,12 +78,12 @@ fn pack_by(
     level: Compression,
     is_wanted: &mut impl FnMut() -> io::Result<()>,
 ) -> Result<(Packed, u64), Error> {
-    let (file, temporary) = blobs.new_file()?;
-    let path = temporary.path().to_owned();
+    let temporary = blobs.new_file()?;
+    let (path, file) = (temporary.path().to_owned(), temporary.file()?);
     let write = || {
         let flags = directory_flags();
         let root = openat(CWD, directory, flags, Mode::empty())?;
-        let compressed = Hashed::new(io::BufWriter::with_capacity(128 << 10, &file));
+        let compressed = Hashed::new(io::BufWriter::with_capacity(128 << 10, file));
         let packer = flate2::write::GzEncoder::new(compressed, level);
         let mut walk = Walk {
             tar: tar::Builder::new(Hashed::new(packer)),
@@ -101,7 +105,6 @@ fn pack_by(
         diff_id,
         digest,
         size,
-        file,
         temporary,
     };
     Ok((packed, bytes))

@@ -65,7 +65,7 @@ impl<W: Write> Layout<W> {
 
     /// Writes a layer that was packed here.
     pub(super) fn made(&mut self, packed: &Packed) -> Result<(), Error> {
-        let mut file = &packed.file;
+        let mut file = packed.file()?;
         let back = file.seek(SeekFrom::Start(0));
         back.map_err(|error| Error::io("read", packed.path(), error))?;
         self.blob(&packed.digest, packed.size, file)

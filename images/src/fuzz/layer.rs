@@ -60,7 +60,7 @@ pub(super) fn layer(input: &[u8]) {
         diff_id: &Digest::of(b"fuzz"),
     };
     let open = |name: &str| fs::File::open(place.0.join(name)).expect("it was made above");
-    let job = source.job(archive.len() as u64, &Budget::new(&limits));
+    let job = source.job(archive.len() as u64, &Budget::new(&limits, ""));
     let job = job.expect("the media type is one of those above");
     let verdict = unpack::unpack_here(&job, open("layer").into(), open("into").into());
     if let Verdict::Unpacked(unpacked) = verdict {

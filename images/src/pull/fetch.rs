@@ -7,17 +7,16 @@
 //! at the repository that has sent its beginning; the attempts for a blob are bounded.
 //! Not here: which blobs an image needs, their content.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::stream::{self, StreamExt as _};
-use tokio::io::AsyncReadExt as _;
 use tracing::{Instrument as _, info_span};
 
 use super::{Origin, Pull};
 use crate::archive::Archive;
-use crate::blobs::{BlobWriter, blocking};
+use crate::blobs::blocking;
+use crate::draft::{BlobWriter, CHUNK_BYTES};
 use crate::endpoint::{ATTEMPTS, BACKOFF, BlobStream, Resume};
 use crate::error::{Error, Kind as ErrorKind};
 use crate::manifest::Blob;
@@ -27,8 +26,6 @@ use crate::verify::Verifier;
 
 /// Blobs fetched at the same time by one pull.
 const PARALLEL_BLOBS: usize = 3;
-/// Bytes of an archive's blob that are copied at a time.
-const COPY_BYTES: usize = 256 << 10;
 
 /// After as many new bytes of a blob its attempts are counted anew.
 const PROGRESS_BYTES: u64 = 1 << 20;
@@ -103,7 +100,7 @@ impl Pull {
     /// Fetches one blob. After a broken or wrong stream the next host is tried; the last is tried a few times.
     async fn fetch_one(&self, want: &Want) -> Result<(), Error> {
         let blob = &want.blob;
-        let is_here = !want.is_whole || self.inner.blobs.has(blob);
+        let is_here = !want.is_whole || self.inner.blobs.stores(blob).await?;
         let registry = match &self.origin {
             Origin::Registry(registry) => registry,
             Origin::Archive(archive) => return self.copy(archive, blob, is_here).await,
@@ -193,7 +190,7 @@ impl Pull {
         bytes: &mut BlobStream,
         partial: &mut Option<Partial>,
     ) -> Result<(), Error> {
-        let taken = if !want.is_whole || self.inner.blobs.has(&want.blob) {
+        let taken = if !want.is_whole || self.inner.blobs.stores(&want.blob).await? {
             self.compare(&want.blob, bytes).await
         } else {
             self.keep(&want.blob, bytes, partial).await
@@ -249,27 +246,30 @@ impl Pull {
     /// Copies a blob of an archive into the store. One that is there already is only verified: an archive must hold what
     /// it names, or it would get content of others by its digest.
     async fn copy(&self, archive: &Arc<Archive>, blob: &Blob, is_here: bool) -> Result<(), Error> {
-        let (archive, digest) = (archive.clone(), blob.digest.clone());
-        let open = move || archive.open_blob(&digest);
-        let file = blocking("opening a blob of an archive", open).await?;
-        let mut file = tokio::fs::File::from_std(file);
         let what = format!("blob {}", blob.digest);
-        let mut verifier = Verifier::new(what.as_str(), blob.digest.clone(), blob.size);
+        let mut verifier = Verifier::new(what, blob.digest.clone(), blob.size);
         let mut writer = match is_here {
             true => None,
             false => Some(self.inner.blobs.writer(blob).await?),
         };
-        let mut buffer = vec![0; COPY_BYTES];
+        let (mut buffer, mut at) = (Vec::new(), 0);
         loop {
-            let read = file.read(&mut buffer).await;
-            let count = read.map_err(|error| Error::io("read", Path::new(&what), error))?;
-            if count == 0 {
+            let (archive, digest) = (archive.clone(), blob.digest.clone());
+            buffer = blocking("reading a blob of an archive", move || {
+                buffer.resize(CHUNK_BYTES, 0);
+                let count = archive.read_blob(&digest, at, &mut buffer)?;
+                buffer.truncate(count);
+                Ok(buffer)
+            })
+            .await?;
+            if buffer.is_empty() {
                 break;
             }
-            self.count(Host::Own, count);
+            at += buffer.len() as u64;
+            self.count(Host::Own, buffer.len());
             match &mut writer {
-                Some(writer) => writer.write(&buffer[..count]).await?,
-                None => verifier.update(&buffer[..count])?,
+                Some(writer) => writer.write(&buffer).await?,
+                None => verifier.update(&buffer)?,
             }
         }
         match writer {

@@ -58,7 +58,7 @@ impl Pull {
 }
 
 async fn store(blobs: &Blobs, blob: &Blob, bytes: &[u8]) -> Result<(), Error> {
-    if blobs.has(blob) {
+    if blobs.stores(blob).await? {
         return Ok(());
     }
     let mut writer = blobs.writer(blob).await?;

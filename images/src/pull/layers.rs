@@ -40,7 +40,7 @@ impl Pull {
     }
 
     pub(super) async fn unpack(&self, jobs: Vec<Job>) -> Result<(), Error> {
-        let mut budget = Budget::new(&self.inner.config.limits);
+        let mut budget = Budget::new(&self.inner.config.limits, &self.tenant.shown());
         self.progress.expect_layers(jobs.len());
         for job in jobs {
             let began = Instant::now();

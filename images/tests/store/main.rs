@@ -26,7 +26,7 @@ mod trees;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coracle_images::{Error, Image, Images, ImagesConfig, Kind, PullRequest, WasmImage};
 use serde_json::json;
@@ -72,8 +72,18 @@ fn wasm(image: &Image) -> &WasmImage {
     }
 }
 
-/// Every file and directory of the store but the database, without its fixed directories.
+/// Every file and directory of the store but the database, without its fixed directories, once what is being removed is
+/// gone: that takes a thread which may wait for the disk.
 fn content(root: &Path) -> Vec<PathBuf> {
+    let begun = Instant::now();
+    let is_empty = || std::fs::read_dir(root.join("images/tmp")).unwrap().count() == 0;
+    while !is_empty() && begun.elapsed() < Duration::from_secs(10) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    content_now(root)
+}
+
+fn content_now(root: &Path) -> Vec<PathBuf> {
     let images = root.join("images");
     let in_one = |name: &str| {
         std::fs::read_dir(images.join(name))

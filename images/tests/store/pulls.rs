@@ -5,7 +5,7 @@ use std::time::Duration;
 use coracle_images::{Credentials, Digest, ErrorKind, PullRequest};
 use serde_json::json;
 
-use super::{GZIP, content, open, pull, wasm};
+use super::{GZIP, content_now, open, pull, wasm};
 use crate::support::{
     DOCKER_MANIFEST, MODULE, OCI_INDEX, Parts, Registry, Reply, Scratch, ScriptedRegistry, tar,
 };
@@ -183,7 +183,7 @@ async fn equal_pulls_are_one_and_the_last_to_leave_ends_it() {
     };
     let (one, two) = (start(), start());
     let has_temporary = || {
-        content(&scratch.0)
+        content_now(&scratch.0)
             .iter()
             .any(|path| path.parent().unwrap().ends_with("tmp"))
     };

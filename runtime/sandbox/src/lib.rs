@@ -251,6 +251,7 @@ pub fn jail_compiler() -> Result<()> {
     use rustix::thread::UnshareFlags;
     let apart =
         UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+    helper::offer_to_oom_killer()?;
     own_session_keyring()?;
     unshare(apart, "compiler's")?;
     sys::empty::replace_root().during(|| "enter an empty root".into())?;

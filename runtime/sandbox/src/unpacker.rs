@@ -13,7 +13,7 @@ use rustix::process::fchdir;
 use rustix::thread::UnshareFlags;
 
 use super::rootfs_path::open_dir;
-use super::{identity, own_session_keyring, seal, seccomp, unshare};
+use super::{helper, identity, own_session_keyring, seal, seccomp, unshare};
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_sys as sys;
 use coracle_sys::mounts::{self, Forbid};
@@ -23,6 +23,7 @@ const CAPABILITIES: u64 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 31;
 
 /// Jails this process in `directory`. Errors: the first step that failed.
 pub fn jail(directory: BorrowedFd<'_>) -> Result<()> {
+    helper::offer_to_oom_killer()?;
     sys::dump::forbid().during(|| "make the unpacker undumpable".into())?;
     own_session_keyring()?;
     // In the old mount namespace: a new one takes no copies of its mounts. The copy is private, or it could not become the

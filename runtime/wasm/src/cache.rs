@@ -3,7 +3,7 @@
 //! The daemon calls it after an image was pulled and when a container is created.
 //! Invariants: an entry is handed out only after its MAC was checked, once per (inode, ctime, size) and daemon, with
 //! a key that only root can read. An entry that fails the check is removed and compiled again; one that cannot be read
-//! now stays. What is kept is bounded: the code that nobody wanted for longest goes. A file is never overwritten. Files are 0444 in a 0700 directory: an unprivileged container process reopens the descriptor it gets.
+//! now stays. What is kept is bounded: the code of whoever has the most goes first, of that what nobody wanted for longest. A file is never overwritten. Files are 0444 in a 0700 directory: an unprivileged container process reopens the descriptor it gets.
 //! It must not know about images or what a guest may do.
 
 use std::collections::HashMap;
@@ -14,12 +14,10 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use tracing::field::Empty;
-use tracing::{Instrument as _, Span, info_span};
 
 use super::compiler::Bounds;
 use super::inspect::ModuleInfo;
@@ -32,6 +30,7 @@ mod compile;
 mod counts;
 mod failures;
 mod files;
+mod request;
 mod room;
 mod turn;
 mod verified;
@@ -40,8 +39,9 @@ use counts::Counters;
 pub use counts::{CompileCounts, CompileObserver};
 use failures::Failures;
 use files::{Stamp, Temporary, key, open_read, stamp};
+pub use request::ModuleRequest;
 use room::Kept;
-use turn::Turn;
+use turn::Busy;
 
 /// Bounds of every compilation, and of what is kept of all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,12 +79,13 @@ struct Label {
     info: ModuleInfo,
     code_sha256: String,
     mac: String,
+    /// For whom it was compiled.
+    #[serde(default)]
+    tenants: Vec<String>,
 }
 
 /// Key of an entry: engine hash and module digest.
 type EntryKey = (String, String);
-/// Held while an entry is looked up or made.
-type EntryLock = Arc<tokio::sync::Mutex<()>>;
 
 /// The cache; cheap to share behind an `Arc`.
 pub struct CompileCache {
@@ -93,7 +94,7 @@ pub struct CompileCache {
     limits: Mutex<CompileLimits>,
     permits: Permits,
     entries: Mutex<HashMap<EntryKey, Arc<Compiled>>>,
-    busy: Mutex<HashMap<EntryKey, EntryLock>>,
+    busy: Mutex<HashMap<EntryKey, Arc<Busy>>>,
     failures: Failures,
     kept: Kept,
     counters: Counters,
@@ -141,91 +142,6 @@ impl CompileCache {
         };
         cache.measure()?;
         Ok(cache)
-    }
-
-    /// The compiled form of the module at path `module` (SHA-256 `digest`, 64 digits) for `engine`.
-    ///
-    /// Concurrent calls for one entry share one compilation. It continues when its callers leave, so that a retry joins
-    /// it. A failure is remembered for a while: a retry does not compile the module again. Errors: [`Kind::Invalid`] with
-    /// the engine's reason when the module is refused, [`Kind::Exhausted`] when a compile limit was hit or the disk is full.
-    pub async fn compiled(
-        self: &Arc<Self>,
-        engine: &EngineRef,
-        module: &Path,
-        digest: &str,
-    ) -> Result<Arc<Compiled>> {
-        let span = info_span!(target: "otel", "wasm.compile", coracle.cache = Empty);
-        let found = self.find_or_compile(engine, module, digest, &span);
-        found.instrument(span.clone()).await
-    }
-
-    /// The same; `span` learns whether it was there.
-    async fn find_or_compile(
-        self: &Arc<Self>,
-        engine: &EngineRef,
-        module: &Path,
-        digest: &str,
-        span: &Span,
-    ) -> Result<Arc<Compiled>> {
-        let digest = digest.trim_start_matches("sha256:").to_owned();
-        let at = (engine.hash.clone(), digest);
-        let turn = Turn::of(self, &at);
-        let guard = Arc::clone(&turn.lock).lock_owned().await;
-        let (cache, wanted) = (Arc::clone(self), at.clone());
-        if let Some(found) = blocking(move || cache.find(&wanted.0, &wanted.1)).await? {
-            span.record("coracle.cache", "hit");
-            self.counters.request(true);
-            return Ok(found);
-        }
-        span.record("coracle.cache", "miss");
-        self.counters.request(false);
-        if let Some(failure) = self.failures.find(&at) {
-            return Err(failure);
-        }
-        let (cache, engine, module) = (Arc::clone(self), engine.clone(), module.to_owned());
-        let work = tokio::spawn(async move {
-            let began = Instant::now();
-            let made = cache.make(&engine, &module, &at).await;
-            cache.counters.compilation(&made, began.elapsed());
-            drop((guard, turn));
-            made
-        });
-        let made = work.await;
-        made.map_err(|e| Error::with(Kind::Bug, "run a compilation", e))?
-    }
-
-    /// Compiles what is not there, alone for its entry.
-    async fn make(
-        self: &Arc<Self>,
-        engine: &EngineRef,
-        module: &Path,
-        at: &EntryKey,
-    ) -> Result<Arc<Compiled>> {
-        failpoint::hit("compile.exec").during(|| "start the compiler".into())?;
-        let limits = *lock(&self.limits);
-        let job = compile::Job {
-            exe: &engine.exe,
-            module,
-            bounds: bounds(limits),
-        };
-        let cache = Arc::clone(self);
-        let code = blocking(move || {
-            cache
-                .temporary()
-                .during(|| "make a file for compiled code".into())
-        })
-        .await?;
-        let info = match compile::compile(&self.permits, &job, &code.file).await? {
-            Ok(info) => info,
-            Err(failure) => {
-                if limits == *lock(&self.limits) {
-                    self.failures.remember(at.clone(), &failure);
-                }
-                return Err(failure);
-            }
-        };
-        let (cache, at) = (Arc::clone(self), at.clone());
-        blocking(move || cache.store(&at.0, &at.1, info, code)).await
     }
 
     /// Later compilations have these limits but that of a module's size, which others check, too; and modules that failed within the earlier ones are tried again.
@@ -278,6 +194,7 @@ impl CompileCache {
             }
         }
         self.forget(|(_, digest)| keep(digest));
+        self.failures.retain(keep);
         self.measure()?;
         Ok(removed)
     }
@@ -316,6 +233,7 @@ impl CompileCache {
             info,
             code_sha256,
             mac,
+            tenants: self.tenants_of(&at),
         })
         .map_err(|e| Error::with(Kind::Bug, what(), e))?;
         self.is_wanted(&at);

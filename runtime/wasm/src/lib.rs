@@ -37,6 +37,8 @@ mod streams;
 mod surroundings;
 mod toolbox;
 
-pub use cache::{CompileCache, CompileCounts, CompileLimits, CompileObserver, Compiled, EngineRef};
+pub use cache::{
+    CompileCache, CompileCounts, CompileLimits, CompileObserver, Compiled, EngineRef, ModuleRequest,
+};
 pub use engine::{Warm, engine_hash};
 pub use inspect::ModuleInfo;

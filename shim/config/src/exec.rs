@@ -1,7 +1,7 @@
 //! `[exec]`: limits for programs that are run in containers, as written and as checked.
 //!
-//! Called by: [`super::file`] and [`super::check`], for this table. Invariant: the budget is large enough for one call
-//! of full size. Must not know: how it is shared.
+//! Called by: [`super::file`] and [`super::check`], for this table. Invariant: the budget is large enough for one stream
+//! of full size of any call; by default for both. Must not know: how it is shared.
 
 use serde::{Deserialize, Serialize};
 

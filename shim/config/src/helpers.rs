@@ -24,7 +24,7 @@ impl Default for HelpersFile {
     fn default() -> Self {
         Self {
             max_processes: 4,
-            max_memory_bytes: 4 * GIB,
+            max_memory_bytes: 4 * GIB + 512 * MIB,
         }
     }
 }

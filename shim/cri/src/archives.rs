@@ -98,7 +98,7 @@ async fn import(
     }
     let images = shared.images.import_received(archive, &request).await?;
     for image in &images {
-        if let Err(problem) = shared.pods.prepare_image(image).await {
+        if let Err(problem) = shared.pods.prepare_image(image, "").await {
             warn!(digest = %image.id, failure = problem.chain(), "the image was imported, but its module did not compile: its containers will be refused");
         }
     }

@@ -25,10 +25,11 @@ pub(super) async fn pull(
     let order = convert::pull_order(request, &shared.policies.get())?;
     span::image(&order.reference);
     let counted = calls::begin_pull();
+    let namespace = order.namespace.clone();
     let pulled = shared.images.pull(order).await;
     counted.end(pulled.as_ref().err());
     let image = pulled?;
-    if let Err(problem) = shared.pods.prepare_image(&image).await {
+    if let Err(problem) = shared.pods.prepare_image(&image, &namespace).await {
         warn!(digest = %image.id, failure = problem.chain(), "the image was pulled, but its module did not compile: its containers will be refused");
     }
     Ok(convert::pull_reply(&image))

@@ -152,8 +152,12 @@ impl coracle_lifecycle::Host for Host {
         Host::forget_pod(self, pod)
     }
 
-    fn prepare_image<'a>(self: Arc<Self>, image: &'a Image) -> EffectFuture<'a, ()> {
-        Box::pin(async move { Host::prepare_image(&self, image).await })
+    fn prepare_image<'a>(
+        self: Arc<Self>,
+        image: &'a Image,
+        namespace: &'a str,
+    ) -> EffectFuture<'a, ()> {
+        Box::pin(async move { Host::prepare_image(&self, image, namespace).await })
     }
 
     fn claim_images(&self, holder: &ContainerId, plan: &Plan) {

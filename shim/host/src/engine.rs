@@ -8,21 +8,26 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use coracle_images::{Image, Kind as ImageKind};
-use coracle_lifecycle::{Error, KeeperEngine};
-use coracle_wasm::{Compiled, EngineRef};
+use coracle_lifecycle::{Error, KeeperEngine, StartRequest};
+use coracle_wasm::{Compiled, EngineRef, ModuleRequest};
 
 use super::{Host, runtime_error};
 
 impl Host {
-    /// Compiles an image's module into the cache for the engine of new keepers. No effect for a Linux image.
-    pub async fn prepare_image(&self, image: &Image) -> Result<(), Error> {
+    /// Compiles an image's module into the cache for the engine of new keepers, in the turn of `namespace`. No effect for a
+    /// Linux image.
+    pub async fn prepare_image(&self, image: &Image, namespace: &str) -> Result<(), Error> {
         let ImageKind::Wasm(wasm) = &image.kind else {
             return Ok(());
         };
         let engine = self.own_engine();
-        let compiled = self
-            .compiled(&engine, &wasm.module_path, wasm.module.hex())
-            .await;
+        let request = ModuleRequest {
+            path: &wasm.module_path,
+            digest: wasm.module.hex(),
+            tenant: namespace,
+            image: image.id.as_str(),
+        };
+        let compiled = self.compiled(&engine, request).await;
         if !self.parts.images.has_module(wasm.module.hex()) {
             // The image was removed meanwhile: nothing else would collect the new code.
             self.parts.images.wake_collector();
@@ -50,13 +55,30 @@ impl Host {
         }
     }
 
+    /// The compiled form of a module, by its path and digest, for a container that starts or runs.
+    pub(super) async fn compiled_for(
+        &self,
+        request: &StartRequest,
+        (path, digest): (&Path, &str),
+    ) -> Result<Arc<Compiled>, Error> {
+        let engine = self.engine_of(&request.engine);
+        let request = ModuleRequest {
+            path,
+            digest,
+            tenant: &request.namespace,
+            image: &request.plan.image_id,
+        };
+        self.compiled(&engine, request).await
+    }
+
     pub(super) async fn compiled(
         &self,
         engine: &EngineRef,
-        module: &Path,
-        digest: &str,
+        request: ModuleRequest<'_>,
     ) -> Result<Arc<Compiled>, Error> {
-        let compiled = self.parts.compiler.compiled(engine, module, digest).await;
-        compiled.map_err(|error| runtime_error(format!("compile module sha256:{digest}"), error))
+        let compiled = self.parts.compiler.compiled(engine, request).await;
+        compiled.map_err(|error| {
+            runtime_error(format!("compile module sha256:{}", request.digest), error)
+        })
     }
 }

@@ -23,7 +23,8 @@ use coracle_lifecycle::{Error, Kind, Payload, StartRequest, WasmPlan};
 use coracle_spec::{ContainerSpec, Tool, Toolbox, Workload};
 
 use self::program::Program;
-use super::{Host, blocking, io_error, runtime_error};
+use super::start::open_code;
+use super::{Host, blocking, io_error};
 
 /// The standard streams of an exec other than output.
 #[derive(Clone, Copy, Default)]
@@ -103,16 +104,14 @@ impl Host {
             Some(module) => (&module.path, &module.digest),
             None => (&own.module, &own.module_digest),
         };
-        let engine = self.engine_of(&request.engine);
-        let compiled = self.compiled(&engine, path, digest).await?;
+        let module = (path.as_path(), digest.as_str());
+        let compiled = self.compiled_for(request, module).await?;
         if let Workload::Wasm(wasm) = &mut spec.workload {
             (wasm.kind, wasm.toolbox) = (compiled.info.kind, toolbox);
             // Its port is the container's own.
             wasm.server = None;
         }
-        let code = compiled.open();
-        code.map(StartPayload::Wasm)
-            .map_err(|error| runtime_error("open compiled code", error))
+        open_code(compiled).await
     }
 
     /// The tool that `program` names, with the facts that it cannot find out inside the jail.

@@ -23,6 +23,7 @@ mod exec;
 mod forward;
 mod http;
 mod ids;
+mod image_files;
 mod image_volumes;
 mod linux;
 mod log;

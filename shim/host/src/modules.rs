@@ -16,7 +16,8 @@ use coracle_lifecycle::{Error, Kind};
 use coracle_spec::id::hex;
 use sha2::{Digest as _, Sha256};
 
-use super::{blocking, io_error};
+use super::image_files::read_images;
+use super::io_error;
 
 /// Most cached files; all are dropped when there are more.
 const MAX_KNOWN: usize = 4_096;
@@ -36,14 +37,14 @@ impl Modules {
     /// bytes.
     pub(super) async fn digest(&self, path: &Path, limit: u64) -> Result<String, Error> {
         let own = path.to_owned();
-        let opened = blocking("opening a module", move || open(&own, limit));
+        let opened = read_images("opening a module", move || open(&own, limit));
         let (_, stamp) = opened.await?;
         if let Some(known) = lock(&self.known).get(&stamp) {
             return Ok(known.clone());
         }
         let turn = Arc::clone(&self.turn).lock_owned().await;
         let (known, own) = (Arc::clone(&self.known), path.to_owned());
-        blocking("reading a module", move || {
+        read_images("reading a module", move || {
             let _turn = turn;
             let (file, stamp) = open(&own, limit)?;
             if let Some(known) = lock(&known).get(&stamp) {

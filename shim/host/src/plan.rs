@@ -16,15 +16,16 @@ use coracle_lifecycle::{
 };
 use coracle_spec::id::ContainerId;
 use coracle_spec::{Mount, WasmKind, WasmNetwork};
-use coracle_wasm::{EngineRef, ModuleInfo};
+use coracle_wasm::{EngineRef, ModuleInfo, ModuleRequest};
 
 use super::egress;
 use super::errors::invalid;
+use super::image_files::read_images;
 use super::linux::Hardware;
 use super::paths::{Lookup, Missing};
 use super::process_args::{argv, environment, linux_process, log_path, stop_signal, working_dir};
 use super::user::Resolved;
-use super::{Host, blocking, image_volumes, linux, mounts, pass, signatures, user};
+use super::{Host, image_volumes, linux, mounts, pass, signatures, user};
 
 pub(super) struct Module {
     pub(super) path: PathBuf,
@@ -99,7 +100,7 @@ impl Host {
                 let payload = self.wasm_payload(&draft, module, &engine).await?;
                 let (draft, mounts) = self.mounts(draft, false).await?;
                 let files = self.pod_files(&draft.pod.id, &draft.id);
-                blocking("checking user and mounts", move || {
+                read_images("checking user and mounts", move || {
                     draft
                         .wasm_parts(payload, mounts, &files)
                         .map(|parts| (draft, parts))
@@ -110,7 +111,7 @@ impl Host {
                 let host = Arc::clone(self);
                 let (draft, mounts) = self.mounts(draft, true).await?;
                 let hardware = self.hardware(&draft.config).await?;
-                blocking("planning a Linux container", move || {
+                read_images("planning a Linux container", move || {
                     draft
                         .linux_parts(&host, mounts, &hardware)
                         .map(|parts| (draft, parts))
@@ -150,7 +151,13 @@ impl Host {
         let args = argv(&draft.image, &draft.config, true)?;
         self.modules.add(&module.digest, &draft.image.id);
         pass("create.compile")?;
-        let compiled = self.compiled(engine, &module.path, &module.digest).await?;
+        let request = ModuleRequest {
+            path: &module.path,
+            digest: &module.digest,
+            tenant: &draft.pod.config.name.namespace,
+            image: draft.image.id.as_str(),
+        };
+        let compiled = self.compiled(engine, request).await?;
         let limit = limits::memory_limit(&draft.config.resources);
         judge(&compiled.info, &draft.config.image, limit)?;
         self.check_wasi_version(&draft.pod, &compiled.info)?;

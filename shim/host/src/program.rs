@@ -10,10 +10,11 @@ use std::sync::Arc;
 use coracle_images::{Image, Kind as ImageKind, WasmImage};
 use coracle_lifecycle::{Error, Kind, WasmVariant};
 
+use super::Host;
 use super::errors::invalid;
+use super::image_files::read_images;
 use super::plan::{Draft, Module};
 use super::process_args::argv;
-use super::{Host, blocking};
 
 impl Host {
     /// The module that a container of `draft` runs; `None`: it is a Linux program. Errors: it is one, and may not be.
@@ -58,7 +59,7 @@ impl Host {
             return Ok(None);
         }
         let (image, argv0) = (Arc::clone(image), argv0.to_owned());
-        let found = blocking("looking for a module", move || {
+        let found = read_images("looking for a module", move || {
             let found = image.module_for(&argv0);
             found.map_err(|error| {
                 Error::because(Kind::Io, format!("look for {argv0:?} in its image"), error)

@@ -18,6 +18,7 @@ use coracle_network as network;
 use coracle_sandbox::profile::Profile;
 use coracle_spec::id::ContainerId;
 use coracle_spec::{ContainerSpec, Hooks, LinuxSpec, Root, SPEC_VERSION, WasmSpec, Workload};
+use coracle_wasm::Compiled;
 use tracing::{Instrument as _, info_span};
 
 use super::{Host, blocking, log, pass, runtime_error};
@@ -142,16 +143,9 @@ impl Host {
     ) -> Result<StartPayload, Error> {
         match &request.plan.payload {
             Payload::Wasm(wasm) => {
-                let compiled = self
-                    .compiled(
-                        &self.engine_of(&request.engine),
-                        &wasm.module,
-                        &wasm.module_digest,
-                    )
-                    .await?;
-                let code = compiled.open();
-                code.map(StartPayload::Wasm)
-                    .map_err(|error| runtime_error("open compiled code", error))
+                let module = (wasm.module.as_path(), wasm.module_digest.as_str());
+                let compiled = self.compiled_for(request, module).await?;
+                open_code(compiled).await
             }
             Payload::Linux(linux) => {
                 let filter = self.filter(linux).await?;
@@ -216,6 +210,16 @@ impl Host {
             })),
         }
     }
+}
+
+/// Opens compiled code for a container process. Errors: it was removed since it was verified.
+pub(super) async fn open_code(compiled: Arc<Compiled>) -> Result<StartPayload, Error> {
+    blocking("opening compiled code", move || {
+        let code = compiled.open();
+        code.map(StartPayload::Wasm)
+            .map_err(|error| runtime_error("open compiled code", error))
+    })
+    .await
 }
 
 fn start_result(

@@ -173,7 +173,11 @@ fn tar(module: &[u8]) -> Result<Vec<u8>, Error> {
 
 /// `sha256:` and the hex digits of these bytes.
 pub(crate) fn digest(bytes: &[u8]) -> String {
-    let hash = Sha256::digest(bytes);
+    shown(&Sha256::digest(bytes))
+}
+
+/// A digest as it is written.
+pub(crate) fn shown(hash: &[u8]) -> String {
     hash.iter().fold(String::from("sha256:"), |text, byte| {
         format!("{text}{byte:02x}")
     })

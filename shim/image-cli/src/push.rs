@@ -3,7 +3,7 @@
 //! Called by: the commands; `pack` pushes what it has made. Calls: `export` (an image of the store becomes a layout in a
 //! temporary file), `source`, `registry`.
 //! Invariants: a manifest is pushed after all that it names, so that nobody sees half an image; the tag comes last; each
-//! document and each blob is sent once, and one file is open at a time.
+//! document and each blob is sent once, after it was verified, and one file is open at a time.
 //! Must not know: what the image holds.
 
 use std::collections::HashSet;
@@ -177,7 +177,7 @@ impl Transfer<'_> {
             }
         }
         for digest in missing {
-            let piece = self.source.blob(&digest)?;
+            let piece = self.source.verified(&digest).await?;
             let size = piece.size();
             self.repository
                 .blob(&digest, size, piece, self.count)

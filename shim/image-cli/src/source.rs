@@ -1,8 +1,8 @@
 //! An OCI layout to read from: a directory, or a tar that can be sought.
 //!
 //! Called by: `push`. Invariants: of a directory, which a stranger may have made, only regular files are read, and no link
-//! leads out of it unless the operator says so; opening waits for nobody; documents have a maximum size, and a tar a maximum of files; what is read is verified
-//! by the registry that gets it, by its digest.
+//! leads out of it unless the operator says so; opening waits for nobody; documents have a maximum size, and a tar a maximum of files; what goes to
+//! a registry has the digest that it is named by, or a stranger's layout could send any file that a link of it names.
 //! Must not know: registries, the daemon.
 
 use std::collections::HashMap;
@@ -16,8 +16,10 @@ use std::sync::Arc;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use crate::error::Error;
+use crate::pack::{digest, shown};
 
 /// The largest manifest or index. Bytes.
 const MAX_DOCUMENT_BYTES: u64 = 4 << 20;
@@ -66,6 +68,25 @@ impl Piece {
     /// Bytes that are left to read.
     pub(crate) fn size(&self) -> u64 {
         self.left
+    }
+}
+
+impl Piece {
+    /// The same, once all of its bytes are known to be those of `digest`. Blocking. Errors: they are not, or cannot be read.
+    fn verified(self, digest: &str) -> io::Result<Self> {
+        let mut bytes = Self {
+            file: self.file.clone(),
+            ..self
+        };
+        let mut hasher = Sha256::new();
+        io::copy(&mut bytes, &mut hasher)?;
+        let is_named = shown(&hasher.finalize()) == digest;
+        match is_named {
+            true => Ok(self),
+            false => Err(io::Error::other(
+                "its bytes are not those that its name says: nothing of it is sent",
+            )),
+        }
     }
 }
 
@@ -196,6 +217,12 @@ impl Source {
     /// A manifest or an index, and what it names: manifests, or config and layers.
     pub(crate) fn document(&self, of: &Descriptor) -> Result<(Vec<u8>, Vec<Descriptor>), Error> {
         let bytes = self.read(&of.digest, self.blob(&of.digest)?)?;
+        if digest(&bytes) != of.digest {
+            return Err(Error::new(format!(
+                "the document {} of {} has other bytes than its name says: nothing of it is sent",
+                of.digest, self.name
+            )));
+        }
         let document = self.parse(&of.digest, &bytes)?;
         let mut named = self.descriptors(&document["manifests"]);
         named.extend(Descriptor::read(&document["config"]));
@@ -208,6 +235,16 @@ impl Source {
         let path = format!("blobs/sha256/{}", digest.trim_start_matches("sha256:"));
         let found = self.file(&path)?;
         found.ok_or_else(|| Error::new(format!("{} lacks the blob {digest}", self.name)))
+    }
+
+    /// A blob whose bytes are those of its digest. Errors: they are not; the layout lacks it.
+    pub(crate) async fn verified(&self, digest: &str) -> Result<Piece, Error> {
+        let (piece, own) = (self.blob(digest)?, digest.to_owned());
+        let verify = tokio::task::spawn_blocking(move || piece.verified(&own)).await;
+        let failed = |error| Error::because(&format!("read {digest} of {}", self.name), error);
+        verify
+            .map_err(|error| failed(error.into()))?
+            .map_err(failed)
     }
 
     /// A file. `None`: there is none.
@@ -277,7 +314,7 @@ mod tests {
 
     use super::*;
 
-    fn digest(digit: char) -> String {
+    fn named(digit: char) -> String {
         format!("sha256:{}", digit.to_string().repeat(64))
     }
 
@@ -294,27 +331,27 @@ mod tests {
         mknodat(CWD, name('c'), FileType::Fifo, Mode::RUSR, 0).unwrap();
         fs::create_dir(name('d')).unwrap();
         let source = Source::open(layout.path(), Links::Inside).unwrap();
-        assert_eq!(source.blob(&digest('a')).unwrap().size(), 4);
+        assert_eq!(source.blob(&named('a')).unwrap().size(), 4);
         for (digit, says) in [
             ('b', "--follow-links"),
             ('c', "no regular file"),
             ('d', "no regular file"),
             ('e', "lacks the blob"),
         ] {
-            let refused = source.blob(&digest(digit)).err().unwrap().to_string();
+            let refused = source.blob(&named(digit)).err().unwrap().to_string();
             assert!(refused.contains(says), "{refused}");
         }
         // A link above the file leads nowhere either.
         let other = tempfile::tempdir().unwrap();
         symlink(layout.path().join("blobs"), other.path().join("blobs")).unwrap();
         let open = |links: Links| Source::open(other.path(), links).unwrap();
-        let refused = open(Links::Inside).blob(&digest('a')).err().unwrap();
+        let refused = open(Links::Inside).blob(&named('a')).err().unwrap();
         assert!(refused.to_string().contains("--follow-links"), "{refused}");
         // The operator may want them. Of what they name still only regular files are read.
         let source = open(Links::Outside);
-        assert_eq!(source.blob(&digest('a')).unwrap().size(), 4);
-        assert_eq!(source.blob(&digest('b')).unwrap().size(), 2);
-        let refused = source.blob(&digest('c')).err().unwrap().to_string();
+        assert_eq!(source.blob(&named('a')).unwrap().size(), 4);
+        assert_eq!(source.blob(&named('b')).unwrap().size(), 2);
+        let refused = source.blob(&named('c')).err().unwrap().to_string();
         assert!(refused.contains("no regular file"), "{refused}");
         let refused = Source::open(&name('c'), Links::Inside)
             .err()
@@ -322,6 +359,38 @@ mod tests {
             .to_string();
         assert!(refused.contains("neither a file nor"), "{refused}");
     }
+
+    #[tokio::test]
+    async fn what_a_link_names_is_sent_only_if_it_has_the_digest_of_its_name() {
+        let outside = tempfile::tempdir().unwrap();
+        let secret = outside.path().join("shadow");
+        fs::write(&secret, "{\"root\": \"secret\"}").unwrap();
+        let layout = tempfile::tempdir().unwrap();
+        let blobs = layout.path().join("blobs/sha256");
+        fs::create_dir_all(&blobs).unwrap();
+        symlink(&secret, blobs.join("a".repeat(64))).unwrap();
+        let honest = digest(b"blob");
+        let store = outside.path().join("store");
+        fs::write(&store, "blob").unwrap();
+        symlink(&store, blobs.join(honest.trim_start_matches("sha256:"))).unwrap();
+        let source = Source::open(layout.path(), Links::Outside).unwrap();
+        let says = "nothing of it is sent";
+        let refused = source.verified(&named('a')).await.err().unwrap();
+        assert!(format!("{refused:?}").contains(says), "{refused:?}");
+        let document = Descriptor {
+            digest: named('a'),
+            media_type: String::new(),
+            names: Vec::new(),
+        };
+        let refused = source.document(&document).unwrap_err();
+        assert!(refused.to_string().contains(says), "{refused}");
+        let mut sent = String::new();
+        let mut piece = source.verified(&honest).await.unwrap();
+        assert_eq!(piece.size(), 4);
+        piece.read_to_string(&mut sent).unwrap();
+        assert_eq!(sent, "blob");
+    }
+
     /// As Bazel, Nix and tools that save space leave layouts.
     #[test]
     fn links_that_stay_in_the_directory_are_followed() {
@@ -339,11 +408,11 @@ mod tests {
         symlink("d".repeat(64), name('e')).unwrap();
         let source = Source::open(layout.path(), Links::Inside).unwrap();
         for digit in ['a', 'b'] {
-            assert_eq!(source.blob(&digest(digit)).unwrap().size(), 4, "{digit}");
+            assert_eq!(source.blob(&named(digit)).unwrap().size(), 4, "{digit}");
         }
         // By its whole name it leads out, and a circle nowhere.
         for (digit, says) in [('c', "--follow-links"), ('d', "lead nowhere")] {
-            let refused = source.blob(&digest(digit)).err().unwrap().to_string();
+            let refused = source.blob(&named(digit)).err().unwrap().to_string();
             assert!(refused.contains(says), "{refused}");
         }
     }

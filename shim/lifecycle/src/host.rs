@@ -142,8 +142,13 @@ pub trait Host: Send + Sync + 'static {
     /// Removes a pod's record, then its directory. Blocks.
     fn forget_pod(&self, pod: &PodId) -> Result<(), Error>;
 
-    /// Compiles an image's module into the cache for the engine of new keepers. No effect for a Linux image.
-    fn prepare_image<'a>(self: Arc<Self>, image: &'a Image) -> EffectFuture<'a, ()>;
+    /// Compiles an image's module into the cache for the engine of new keepers, in the turn of `namespace`. No effect for a
+    /// Linux image.
+    fn prepare_image<'a>(
+        self: Arc<Self>,
+        image: &'a Image,
+        namespace: &'a str,
+    ) -> EffectFuture<'a, ()>;
 
     /// Leases the images and modules that the plan of a recovered container uses, even if they were removed.
     fn claim_images(&self, holder: &ContainerId, plan: &Plan);

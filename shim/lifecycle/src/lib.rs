@@ -42,6 +42,7 @@ mod syncer;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests;
+mod turns;
 mod unreadable;
 mod unrecovered;
 mod updates;
@@ -314,10 +315,11 @@ impl Pods {
         self.shared.cache.subscribe()
     }
 
-    /// Compiles a Wasm image's module into the cache, so that CreateContainer finds it. Called after PullImage.
+    /// Compiles a Wasm image's module into the cache, so that CreateContainer finds it, in the turn of `namespace`, which is
+    /// empty if nobody knows it. Called after PullImage.
     /// Errors: Invalid when the engine refuses the module; Exhausted when the compiler hit a limit.
-    pub async fn prepare_image(&self, image: &Image) -> Result<(), Error> {
-        self.shared.host().prepare_image(image).await
+    pub async fn prepare_image(&self, image: &Image, namespace: &str) -> Result<(), Error> {
+        self.shared.host().prepare_image(image, namespace).await
     }
 
     /// What the host counted, for metrics. O(1).

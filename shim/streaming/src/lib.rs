@@ -46,7 +46,7 @@ pub use counters::all as metrics;
 pub use limits::Limits;
 pub use server::{Server, Settings};
 pub use session::{Forward, Program, Session, SessionFuture, Size, StreamOptions, Streams};
-pub use shares::Owner;
+pub use shares::{Owner, Share as Turn, Shares as Turns};
 pub use tls::Identity;
 pub use tokens::Refused;
 

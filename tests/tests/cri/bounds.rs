@@ -85,6 +85,30 @@ async fn the_output_of_all_execs_together_is_bounded_and_one_beyond_it_gets_an_e
     daemon.finish().await.unwrap();
 }
 
+/// T26: ten of one pod once left others 16 KiB.
+#[tokio::test]
+async fn the_output_of_one_namespaces_execs_leaves_room_for_that_of_others() {
+    let daemon = shell::daemon().await;
+    let greedy = Arc::new(Pod::run(&daemon, "greedy").await);
+    let mut config = daemon.pod("honest");
+    config.metadata.as_mut().unwrap().namespace = "honest".into();
+    let honest = Pod::run_config(&daemon, config).await;
+    let own = honest.start(&sh("own", "sleep 1000")).await;
+    let id = greedy.start(&sh("main", "sleep 1000")).await;
+    let much = format!("head -c {} /dev/zero; touch /tmp/$$; sleep 1000", 15 * MIB);
+    let mut calls = JoinSet::new();
+    for _ in 0..10 {
+        let (pod, id, much) = (Arc::clone(&greedy), id.clone(), much.clone());
+        calls.spawn(async move { exec(&pod, &id, much).await });
+    }
+    let written = "while [ $(ls /tmp | wc -l) -lt 10 ]; do sleep 0.1; done".to_owned();
+    exec(&greedy, &id, written).await.unwrap();
+    let printed = exec(&honest, &own, format!("head -c {} /dev/zero", 8 * MIB)).await;
+    assert_eq!(printed.unwrap().stdout.len(), 8 * MIB);
+    calls.shutdown().await;
+    daemon.finish().await.unwrap();
+}
+
 /// 75 of them once made a greeting that no daemon could read.
 #[tokio::test]
 async fn hundreds_of_traps_while_the_daemon_is_away_leave_the_keeper_within_reach() {

@@ -1,5 +1,6 @@
 //! The image service: names, status, list, filesystem info.
 
+mod dead_disk;
 mod disks;
 mod pulls;
 mod removal;

@@ -130,6 +130,8 @@ async fn time_without_the_processor_does_not_count_and_all_processors_compile() 
         pid.is_some()
     })
     .await;
+    let score = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", pid.unwrap()));
+    assert_eq!(score.unwrap().trim(), "1000", "pods go before it");
     let pid = rustix::process::Pid::from_raw(pid.unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
     tokio::time::sleep(Duration::from_secs(10)).await;

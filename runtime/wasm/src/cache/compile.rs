@@ -14,7 +14,7 @@ use tokio::io::AsyncReadExt as _;
 
 use crate::compiler::{Bounds, DISK_FULL, Verdict};
 use crate::inspect::{self, ModuleInfo};
-use coracle_sandbox::helper::{self, Permits};
+use coracle_sandbox::helper::{self, Permit};
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 
 /// Largest verdict, in bytes.
@@ -47,26 +47,45 @@ impl Job<'_> {
     }
 }
 
-/// Waits for a permit, then compiles into the empty file `output`. The inner error is the verdict on the module: a
+/// The files of a compiler.
+pub(super) struct Files {
+    input: OwnedFd,
+    output: OwnedFd,
+}
+
+impl Files {
+    /// Those that compile the file `module` into the empty file `output`. Blocks. Errors: the module cannot be opened.
+    pub(super) fn open(module: &Path, output: &File) -> Result<Self> {
+        let what = || format!("compile {}", module.display());
+        Ok(Self {
+            input: super::open_read(module).during(what)?.into(),
+            output: output.try_clone().during(what)?.into(),
+        })
+    }
+}
+
+/// Compiles `files` by a compiler that has a permit. The inner error is the verdict on the module: a
 /// retry within the same limits would fail the same way. The outer error is not about the module. For the kinds see
 /// [`super::CompileCache::compiled`].
 pub(super) async fn compile(
-    permits: &Permits,
+    _permit: Permit,
     job: &Job<'_>,
-    output: &File,
+    files: Files,
 ) -> Result<Result<ModuleInfo>> {
     let what = || format!("compile {}", job.module.display());
-    let _permit = permits.take(job.bounds.memory_bytes).await?;
-    let input: OwnedFd = super::open_read(job.module).during(what)?.into();
-    let output: OwnedFd = output.try_clone().during(what)?.into();
     let arguments = [
         "compiler".to_owned(),
         job.bounds.cpu_s.to_string(),
         job.bounds.memory_bytes.to_string(),
         job.bounds.module_bytes.to_string(),
     ];
-    let mut helper =
-        helper::start(job.exe, &arguments, vec![input, output], Stdio::piped()).during(what)?;
+    let mut helper = helper::start(
+        job.exe,
+        &arguments,
+        vec![files.input, files.output],
+        Stdio::piped(),
+    )
+    .during(what)?;
     let timeout = job.timeout();
     let ended = tokio::time::timeout(timeout, end(&mut helper.child)).await;
     let Ok(ended) = ended else {

@@ -1,27 +1,69 @@
 //! How much compiled code is kept, and which goes when it is too much.
 //!
 //! Called by the cache, after it has stored an entry. Invariants: what was just stored stays, and so does what a process
-//! has open, until it closes it; the entry that nobody has asked for the longest time goes first, before that those that
-//! nobody asked for since the daemon's start, the oldest first.
-//! It must not know what entries are for.
+//! has open, until it closes it; code of the tenant that has the most goes first, so that nobody's code pushes out that of those
+//! who have less; code that several have asked for is that of the one with the least; of one tenant the entry that nobody has
+//! asked for the longest time goes first, before that those that nobody asked for since the daemon's start, the oldest first.
+//! It must not know what entries are for, or what tenants are.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use super::{CompileCache, EntryKey, lock};
+use super::{CompileCache, EntryKey, Label, lock};
 use coracle_spec::error::{Context as _, Result};
+
+/// Most tenants of an entry that are remembered.
+const MAX_TENANTS: usize = 8;
 
 /// What the cache knows of what it keeps.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
-    /// When entries were asked for: later numbers are later.
-    wanted: Mutex<HashMap<EntryKey, u64>>,
+    wanted: Mutex<HashMap<EntryKey, Wanted>>,
     bytes: AtomicU64,
     files: AtomicU64,
+}
+
+/// Since the daemon's start.
+#[derive(Clone, Debug, Default)]
+struct Wanted {
+    /// When it was asked for last: later numbers are later.
+    last: u64,
+    /// Who asked for it.
+    by: BTreeSet<String>,
+}
+
+/// An entry that may go.
+struct Candidate {
+    at: EntryKey,
+    bytes: u64,
+    written: SystemTime,
+    wanted: Option<u64>,
+    tenants: BTreeSet<String>,
+}
+
+impl Candidate {
+    /// What goes first has the highest rank. What nobody is known to have wanted is of an earlier build.
+    fn rank(&self, shares: &HashMap<&str, u64>) -> impl Ord + use<> {
+        let of = |tenant: &String| shares.get(tenant.as_str()).copied().unwrap_or(0);
+        let share = self.tenants.iter().map(of).min().unwrap_or(u64::MAX);
+        (share, Reverse((self.wanted, self.written)))
+    }
+}
+
+/// The bytes of each tenant's entries.
+fn shares(entries: &[Candidate]) -> HashMap<&str, u64> {
+    let mut shares = HashMap::new();
+    for entry in entries {
+        for tenant in &entry.tenants {
+            *shares.entry(tenant.as_str()).or_default() += entry.bytes;
+        }
+    }
+    shares
 }
 
 /// The files of one entry.
@@ -41,7 +83,25 @@ impl CompileCache {
     /// Somebody has asked for an entry.
     pub(super) fn is_wanted(&self, at: &EntryKey) {
         let now = self.serial.fetch_add(1, Ordering::Relaxed);
-        lock(&self.kept.wanted).insert(at.clone(), now);
+        let mut wanted = lock(&self.kept.wanted);
+        wanted.entry(at.clone()).or_default().last = now;
+    }
+
+    /// `tenant` has asked for an entry.
+    pub(super) fn is_wanted_by(&self, at: &EntryKey, tenant: &str) {
+        self.is_wanted(at);
+        let mut wanted = lock(&self.kept.wanted);
+        let by = &mut wanted.entry(at.clone()).or_default().by;
+        if by.len() < MAX_TENANTS && !by.contains(tenant) {
+            by.insert(tenant.to_owned());
+        }
+    }
+
+    /// Who has asked for an entry since the daemon's start.
+    pub(super) fn tenants_of(&self, at: &EntryKey) -> Vec<String> {
+        let wanted = lock(&self.kept.wanted);
+        let by = wanted.get(at).map(|wanted| &wanted.by);
+        by.into_iter().flatten().cloned().collect()
     }
 
     /// Forgets entries that are gone.
@@ -58,26 +118,60 @@ impl CompileCache {
         if held <= allowed {
             return Ok(());
         }
-        let wanted = lock(&self.kept.wanted).clone();
-        let mut old: Vec<_> = entries.into_iter().filter(|(at, _)| at != new).collect();
-        old.sort_by_key(|(at, entry)| (wanted.get(at).copied(), entry.written));
-        for (at, entry) in old {
-            if held <= allowed {
+        let mut left = self.candidates(entries);
+        while held > allowed {
+            let shares = shares(&left);
+            let may_go = left.iter().enumerate().filter(|(_, one)| one.at != *new);
+            let Some((first, _)) = may_go.max_by_key(|(_, one)| one.rank(&shares)) else {
                 break;
-            }
-            let (code, label) = self.paths(&at.0, &at.1);
-            tracing::info!(
-                digest = at.1,
-                bytes = entry.bytes,
-                limit = allowed,
-                "compiled code is removed: all of it exceeds wasm.cache_bytes, and nobody asked for this longer"
-            );
-            let _ = fs::remove_file(label);
-            let _ = fs::remove_file(code);
-            held -= entry.bytes;
-            self.forget(|known| *known != at);
+            };
+            let gone = left.swap_remove(first);
+            self.evict(&gone, allowed);
+            held -= gone.bytes;
         }
         self.measure().map(|_| ())
+    }
+
+    /// The entries, with what is known of who wanted them. Blocks.
+    fn candidates(&self, entries: HashMap<EntryKey, Entry>) -> Vec<Candidate> {
+        let wanted = lock(&self.kept.wanted).clone();
+        let candidate = |(at, entry): (EntryKey, Entry)| {
+            let known = wanted.get(&at);
+            let mut tenants = known.map(|known| known.by.clone()).unwrap_or_default();
+            if tenants.is_empty() {
+                tenants = self.labelled_tenants(&at);
+            }
+            Candidate {
+                wanted: known.map(|known| known.last),
+                bytes: entry.bytes,
+                written: entry.written,
+                tenants,
+                at,
+            }
+        };
+        entries.into_iter().map(candidate).collect()
+    }
+
+    /// For whom an entry was compiled; nobody, if it does not say. Blocks.
+    fn labelled_tenants(&self, at: &EntryKey) -> BTreeSet<String> {
+        let (_, label) = self.paths(&at.0, &at.1);
+        let label = fs::read(label).ok();
+        let label: Option<Label> = label.and_then(|text| serde_json::from_slice(&text).ok());
+        label.into_iter().flat_map(|label| label.tenants).collect()
+    }
+
+    fn evict(&self, gone: &Candidate, allowed: u64) {
+        let (code, label) = self.paths(&gone.at.0, &gone.at.1);
+        tracing::info!(
+            digest = gone.at.1,
+            bytes = gone.bytes,
+            tenants = ?gone.tenants,
+            limit = allowed,
+            "compiled code is removed: all of it exceeds wasm.cache_bytes, whoever wants this has the most, and nobody asked for it longer"
+        );
+        let _ = fs::remove_file(label);
+        let _ = fs::remove_file(code);
+        self.forget(|known| *known != gone.at);
     }
 
     /// Finds all entries, and counts them. Blocks.
@@ -200,6 +294,34 @@ mod tests {
         // Removed with its image, it is not counted.
         cache.retain(|_| false).unwrap();
         assert_eq!(cache.used(), (0, 0));
+    }
+
+    #[test]
+    fn a_tenant_with_much_code_pushes_out_its_own_and_not_that_of_others() {
+        let (scratch, mut cache) = cache("tenants");
+        let store_for = |cache: &CompileCache, number: usize, tenants: &[&str]| {
+            for tenant in tenants {
+                cache.is_wanted_by(&entry(number), tenant);
+            }
+            store(cache, &entry(number));
+        };
+        let has = |cache: &CompileCache, number: usize| {
+            cache.paths(&entry(number).0, &entry(number).1).0.exists()
+        };
+        store_for(&cache, 0, &["other"]);
+        store_for(&cache, 1, &["other", "greedy"]);
+        for number in 10..40 {
+            if number == 25 {
+                // Who wanted what is known after a restart, too.
+                let limits = *lock(&cache.limits);
+                let again = CompileCache::open(&scratch.0, limits, Permits::new(1, 1 << 30));
+                cache = again.unwrap();
+            }
+            store_for(&cache, number, &["greedy"]);
+            assert!(has(&cache, number) && cache.used().0 <= 8 << 20);
+            assert!(has(&cache, 0) && has(&cache, 1), "{number} pushed them out");
+        }
+        assert!(has(&cache, 35) && !has(&cache, 30));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! ExecSync: an exec whose output is collected.
 //!
 //! Called by: [`super`]. Invariants: output beyond [`OUTPUT_BYTES`] for each stream is read and dropped, so that it
-//! neither blocks the program nor fills the daemon; all calls together stay within one [`Budget`], and a call that
-//! exceeds it fails.
+//! neither blocks the program nor fills the daemon; all calls together stay within one [`Budget`], of which those of
+//! a namespace never hold more than they leave for others, and a call that exceeds it fails.
 //! Must not know: how the program is started.
 
 use std::io;
@@ -51,7 +51,7 @@ impl Host {
         let with = (Stdio::default(), given);
         let order = self.exec_options(request, argv, &leaf.cgroup, with).await?;
         let what = || format!("exec in container {}", request.id);
-        let mut streams = Streams::new(out, err, &self.exec_budget)?;
+        let mut streams = Streams::new(out, err, &self.exec_budget, &request.namespace)?;
         let run = async {
             let span = info_span!(target: "otel", "exec");
             let started = request.keeper.exec(order, &self.parts.filters);
@@ -97,8 +97,12 @@ async fn give_up(leaf: &Leaf, limit: Option<Duration>, what: String) -> Error {
 struct Streams([Output; 2]);
 
 impl Streams {
-    fn new(out: OwnedFd, err: OwnedFd, budget: &Budget) -> Result<Self, Error> {
-        Ok(Self([Output::new(out, budget)?, Output::new(err, budget)?]))
+    /// Those of an exec in a pod of `namespace`.
+    fn new(out: OwnedFd, err: OwnedFd, budget: &Budget, namespace: &str) -> Result<Self, Error> {
+        Ok(Self([
+            Output::new(out, budget.share_of(namespace))?,
+            Output::new(err, budget.share_of(namespace))?,
+        ]))
     }
 
     /// The collected output. Errors: Exhausted when some of it was lost for lack of memory.
@@ -109,7 +113,7 @@ impl Streams {
             let kept = out.kept.len() + err.kept.len();
             let text = format!(
                 "{what}: it ended with code {code}, and {lost} bytes of its output did not fit beside {kept} that did: \
-                 all ExecSyncs of this node share {} bytes (exec.sync_output_bytes)",
+                 all ExecSyncs of this node share {} bytes (exec.sync_output_bytes), and those of a namespace leave half for others",
                 budget.total()
             );
             return Err(Error::new(Kind::Exhausted, text));
@@ -154,12 +158,12 @@ struct Output {
 }
 
 impl Output {
-    fn new(pipe: OwnedFd, budget: &Budget) -> Result<Self, Error> {
+    fn new(pipe: OwnedFd, share: Share) -> Result<Self, Error> {
         let made = Receiver::from_owned_fd(pipe);
         Ok(Self {
             pipe: made.map_err(|error| io_error("read an exec's output", error))?,
             kept: Vec::new(),
-            share: budget.share(),
+            share,
             lost: 0,
         })
     }

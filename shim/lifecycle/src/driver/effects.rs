@@ -152,6 +152,7 @@ impl Driver {
         let container = self.containers.get(id)?;
         Some(StartRequest {
             pod: self.record.id.clone(),
+            namespace: self.record.config.name.namespace.clone(),
             id: id.clone(),
             userns: self.record.config.userns.is_some(),
             log_directory: self.record.config.log_directory.clone(),

@@ -6,11 +6,11 @@
 //! stay.
 //! Must not know: cgroup files, whether a value is sane by itself.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use coracle_cgroup::Limits;
 use coracle_spec::id::ContainerId;
-use tokio::sync::Semaphore;
+use coracle_streaming::Owner;
 
 use super::container::{missing, save_container};
 use super::{Completion, Driver, Message, Origin, Reply, Shared};
@@ -20,13 +20,14 @@ use crate::error::{Error, Kind};
 use crate::limits::{difference, replanned};
 use crate::record::{ContainerRecord, Plan};
 use crate::state::ContainerPhase;
+use crate::turns::Turns;
 
 /// Most threads that change limits at a time. The kernel may take long to reclaim memory whose disk is dead, and no signal
 /// helps.
-const AT_A_TIME: usize = 8;
+const AT_A_TIME: usize = 16;
 
 /// Turns of threads.
-static TURNS: Semaphore = Semaphore::const_new(AT_A_TIME);
+static TURNS: LazyLock<Turns> = LazyLock::new(|| Turns::new(AT_A_TIME));
 
 /// A container as it is after a change.
 pub struct Changed {
@@ -90,12 +91,16 @@ impl Driver {
         };
         container.busy += 1;
         let (shared, completed) = (Arc::clone(&self.shared), id.clone());
+        let owner = Owner {
+            tenant: self.record.config.name.namespace.clone(),
+            target: self.record.id.to_string(),
+        };
         let pod = asked.is_some().then(|| self.record.clone());
         let notified = self.notified();
         self.effect(
             async move {
                 let Some(((requested, before), pod)) = asked.zip(pod) else {
-                    return applied(&shared, change).await;
+                    return applied(&shared, &owner, change).await;
                 };
                 if let Some(notified) = notified {
                     notified.await;
@@ -103,7 +108,7 @@ impl Driver {
                 let plugins = &shared.plugins;
                 let requested = plugins.update_container(&pod, &before, requested).await?;
                 change = changed(&before, &requested)?;
-                applied(&shared, change).await
+                applied(&shared, &owner, change).await
             },
             |result| Message::Container(completed, Completion::Changed(result.map(Box::new))),
         );
@@ -132,13 +137,10 @@ impl Driver {
     }
 }
 
-/// Writes new limits to the container's cgroup, in turn.
-async fn applied(shared: &Arc<Shared>, changed: Changed) -> Result<Changed, Error> {
+/// Writes new limits to the container's cgroup, in the turn of its pod.
+async fn applied(shared: &Arc<Shared>, pod: &Owner, changed: Changed) -> Result<Changed, Error> {
     let shared = Arc::clone(shared);
-    let turn = TURNS
-        .acquire()
-        .await
-        .map_err(|error| Error::because(Kind::Bug, "wait for a turn to change limits", error))?;
+    let turn = TURNS.take(pod).await;
     blocking("changing limits", move || {
         let _turn = turn;
         shared.host.change_limits(&changed.plan, &changed.limits)?;

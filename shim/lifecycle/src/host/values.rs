@@ -39,6 +39,8 @@ pub struct CreatedSandbox {
 pub struct StartRequest {
     /// The pod.
     pub pod: PodId,
+    /// The pod's namespace of Kubernetes.
+    pub namespace: String,
     /// The container.
     pub id: ContainerId,
     /// Whether the pod has a user namespace of its own.

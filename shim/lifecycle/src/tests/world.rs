@@ -198,7 +198,7 @@ impl Host for World {
         remove(&self.layout.pod_directory(pod))
     }
 
-    fn prepare_image<'a>(self: Arc<Self>, _: &'a Image) -> EffectFuture<'a, ()> {
+    fn prepare_image<'a>(self: Arc<Self>, _: &'a Image, _: &'a str) -> EffectFuture<'a, ()> {
         Box::pin(async { Ok(()) })
     }
 

@@ -99,6 +99,8 @@ async fn a_layer_is_unpacked_in_a_jail_by_a_process_that_may_die() {
             "{name}"
         );
     }
+    let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj"));
+    assert_eq!(score.unwrap().trim(), "1000", "pods go before it");
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
     assert_eq!(mounts.lines().count(), 1, "{mounts}");
     for fact in [

@@ -15,7 +15,7 @@ use crate::site::Pod;
 
 /// More than twice as many as the daemon has threads that may block: one that blocked for each would keep a small pod
 /// waiting for 4 s, twice the time that killing takes.
-const MANY: usize = 160;
+const MANY: usize = 200;
 
 /// A container whose `/disk` is `dir`.
 fn with_disk(script: &str, dir: &Path) -> cri::ContainerConfig {

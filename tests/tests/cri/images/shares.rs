@@ -13,7 +13,11 @@ use super::small;
 use crate::site::{Pod, SOON, daemon_with, images};
 
 /// PullImage for a pod of this namespace.
-async fn pull_for(cri: &client::Cri, reference: &str, namespace: &str) -> Result<String, Status> {
+pub(super) async fn pull_for(
+    cri: &client::Cri,
+    reference: &str,
+    namespace: &str,
+) -> Result<String, Status> {
     let metadata = cri::PodSandboxMetadata {
         namespace: namespace.into(),
         ..Default::default()
