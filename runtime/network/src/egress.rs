@@ -31,7 +31,7 @@ use std::os::fd::BorrowedFd;
 use super::error::Error;
 use super::netlink::Netlink;
 use super::nft::{Base, Batch, Element, Hook, Kind, LOOPBACK_INDEX, Nft, Rule, Set, Type, concat};
-use coracle_spec::egress::{Cidr, Denied, Egress, FORMS, Form, List, Rule as Entry, Target};
+use coracle_spec::egress::{Cidr, Denied, Egress, Form, List, Rule as Entry, Target};
 
 /// The table in a pod's namespace.
 const TABLE: &str = "coracle-egress";
@@ -94,7 +94,11 @@ pub fn denied_of_this_node(ports: &[(u16, u16)]) -> Result<Denied, Error> {
     let mut ports: Vec<_> = Denied::USUAL_PORTS.iter().chain(ports).copied().collect();
     ports.sort_unstable();
     ports.dedup();
-    Ok(Denied { node, ports })
+    Ok(Denied {
+        node,
+        ports,
+        ..Denied::default()
+    })
 }
 
 /// Enforces `egress` on everything that runs in `netns`. `resolvers` are the pod's DNS servers, which it may query
@@ -247,7 +251,7 @@ fn refuse_embedded_v4(batch: &mut Batch, denied: &Denied) {
         batch.add_elements(set, &elements);
     }
     batch.add_chain(EMBEDDED_V4, None);
-    for form in FORMS {
+    for form in denied.forms() {
         for (network, bits) in Denied::BEHIND {
             let (mask, value) = form.bits_of(network, bits);
             let rule = Rule::default().ipv6().destination_bits(mask, value);
@@ -278,13 +282,13 @@ fn refuse_internal(batch: &mut Batch, list: &List) {
         let IpAddr::V4(base) = network.base() else {
             continue;
         };
-        for form in FORMS {
+        for form in list.denied.forms() {
             let (mask, value) = form.bits_of(base, network.bits());
             let rule = Rule::default().ipv6().destination_bits(mask, value);
             batch.add_rule(INTERNAL_EMBEDDED, &rule.jump(REFUSED));
         }
     }
-    for form in FORMS {
+    for form in list.denied.forms() {
         batch.add_rule(INTERNAL_EMBEDDED, &embedding_node(form).jump(REFUSED));
     }
     let node = [

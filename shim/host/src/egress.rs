@@ -30,6 +30,7 @@ pub(super) fn reach(config: &SandboxConfig, live: &LiveConfig) -> Result<Egress,
                 error,
             )
         })?;
+        list.denied.nat64.clone_from(&live.nat64_prefixes);
     }
     Ok(reach)
 }
