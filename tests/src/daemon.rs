@@ -110,8 +110,7 @@ impl Daemon {
             None => binary()?,
         };
         let mut command = Command::new("/bin/sh");
-        // Whoever starts a daemon may leave it a descriptor, which is nobody else's.
-        let mut enter = self.scratch.enter_cgroup() + "exec 9<\"$1\"; exec ";
+        let mut enter = self.scratch.enter_cgroup() + "exec ";
         if self.options.shared_mounts {
             enter += "unshare -m --propagation shared ";
         }
