@@ -171,7 +171,7 @@ quickstart: test-build ## build, then follow the quickstart in every language (a
 # names in the others. `make test` runs these, too.
 ROOT_CRATES := coracle-cgroup coracle-config coracle-demo coracle-sys coracle-tree coracle-unpack
 ROOT_TESTS := builtin:: check::place check::probe cni::directory cni::readiness cni::tests compile::tests::capabilities \
-    fuse:: identity::tests::the_map landlock:: linux::devices mirrors:: namespace::tests \
+    containers::tests device::tests fuse:: identity::tests::the_map landlock:: linux::devices mirrors:: namespace::tests \
     nft::tests paths::tests snapshot:: stats::network toolbox:: user::tests::users watch::tests
 .PHONY: check
 check: ## formatting, clippy and the unit tests that need no root: before each commit

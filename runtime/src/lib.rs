@@ -35,6 +35,16 @@ pub fn forbid_access() -> Result<()> {
     sys::dump::forbid().during(|| "keep other processes out of this one (PR_SET_DUMPABLE)".into())
 }
 
+/// Has execve(2) close what this process was started with besides its standard streams: whoever starts it may have left
+/// descriptors open, which hooks, plugins and our own processes would inherit. Every process of ours calls this, those too
+/// that are given descriptors: they use them, and hand them on by numbers of their own.
+///
+/// Errors: the kernel refuses.
+pub fn keep_descriptors() -> Result<()> {
+    sys::fork::close_on_exec_from(3)
+        .during(|| "keep descriptors from what this process executes (close_range)".into())
+}
+
 /// Gives the daemon an empty session keyring of its own, so that containers inherit none. Called while it has one
 /// thread.
 ///

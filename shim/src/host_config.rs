@@ -40,6 +40,7 @@ pub fn live_config(config: &Config) -> LiveConfig {
         denied_node_ports: config.network.denied_node_ports.clone(),
         name_servers: config.network.name_servers.clone(),
         internal: internal(&config.network),
+        nat64_prefixes: config.network.nat64_prefixes.clone(),
         create_host_paths: config.sandbox.create_host_paths,
         devices: DeviceSettings {
             cdi_spec_dirs: config.cdi.spec_dirs.clone(),

@@ -6,8 +6,9 @@
 //! coracle status | ps | why | logs | events --> coracle-admin, which asks the running daemon
 //! coracle demo | check | config | image | version | completion --> for people
 //! ```
-//! Invariant: an internal process is recognised before anything else happens, so that it starts in microseconds and
-//! inherits nothing from the parser of the command line.
+//! Invariants: an internal process is recognised before anything else happens, so that it starts in microseconds and
+//! inherits nothing from the parser of the command line; what a process is started with beyond its standard streams goes to none
+//! that it executes, unless it is handed on there by number.
 //! Must not know: any RPC. `docs/architecture.md` is the place to continue.
 #![doc = include_str!("../../docs/architecture.md")]
 
@@ -49,7 +50,8 @@ use coracle_wasm as wasm;
 use cli::{CdiCommand, Cli, Command, ConfigCommand, ImageArgs};
 
 fn main() -> ExitCode {
-    if let Err(error) = coracle_runtime::forbid_access() {
+    let begun = coracle_runtime::forbid_access();
+    if let Err(error) = begun.and_then(|()| coracle_runtime::keep_descriptors()) {
         return internal(Err(error));
     }
     let arguments: Vec<String> = std::env::args_os()

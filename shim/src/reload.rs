@@ -52,13 +52,14 @@ pub fn metrics() -> [&'static dyn Metric; 3] {
 }
 
 /// Settings, and tables of settings, that take effect at once; everything else waits for a restart.
-const AT_ONCE: [&str; 18] = [
+const AT_ONCE: [&str; 19] = [
     "log.level",
     "log.targets",
     "network.denied_node_ports",
     "network.name_servers",
     "network.internal_domains",
     "network.internal_networks",
+    "network.nat64_prefixes",
     "sandbox.create_host_paths",
     "sandbox.device_ownership_from_security_context",
     "cdi.spec_dirs",

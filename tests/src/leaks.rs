@@ -50,7 +50,9 @@ impl Snapshot {
                 .into_iter()
                 .map(|name| format!("interface {name}")),
         );
-        lines.extend(tables(&format!("coracle-{}", scratch.interface_prefix())));
+        for name in scratch.tables_of_some_pods() {
+            lines.extend(tables(&name));
+        }
         for cgroup in scratch.cgroup_dirs("") {
             walk(&cgroup, &mut |path, is_dir| {
                 if is_dir {

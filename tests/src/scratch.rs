@@ -102,6 +102,15 @@ impl Scratch {
         ["in", "count"].map(|name| format!("coracle-{}-{name}", self.interface_prefix()))
     }
 
+    /// Those that it keeps while there are pods with host ports, and pods under an egress list.
+    pub fn tables_of_some_pods(&self) -> [String; 2] {
+        let prefix = self.interface_prefix();
+        [
+            format!("coracle-{prefix}"),
+            format!("coracle-{prefix}-control"),
+        ]
+    }
+
     /// The first three letters of the name of every host interface of this scratch.
     pub fn interface_prefix(&self) -> String {
         let letter = |n: u16| char::from(b'a' + (n % 26) as u8);
@@ -138,7 +147,8 @@ impl Scratch {
             let _ = unmount(mount, UnmountFlags::DETACH);
         }
         // They outlive a daemon that was killed, as pods do. Absent otherwise.
-        for table in self.tables_of_pods() {
+        let tables = self.tables_of_pods().into_iter();
+        for table in tables.chain(self.tables_of_some_pods()) {
             let mut delete = Command::new("nft");
             let _ = delete.args(["delete", "table", "inet", &table]).output();
         }

@@ -53,6 +53,7 @@ use table::Table;
 pub use connections::can_count_connections;
 pub use counts::NetworkCounts;
 pub use sources::can_check_sources;
+pub(crate) use watch::Watch;
 
 /// Settings of the built-in network.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,11 +136,7 @@ impl Builtin {
             sender_v6: config.subnet_v6.map(|subnet| subnet.address(0)),
         });
         Ok(Self {
-            sources: Sources::new(
-                &config.interface_prefix,
-                config.connections_per_pod,
-                connections::NODE_LIMIT.into(),
-            ),
+            sources: Sources::new(&config, connections::NODE_LIMIT.into()),
             masquerade: Fixed::new(masquerade::batch(&config)),
             detached: Detached::new(&config, &leases),
             config,
@@ -176,6 +173,7 @@ impl Builtin {
             addresses: endpoint.addresses(),
             host_interface: endpoint.host_interface,
             ports: config.ports.clone(),
+            is_listed: false,
         })
     }
 
@@ -264,7 +262,8 @@ impl Builtin {
         self.ports.close(&attachment.pod)?;
         let index = self.lock_leases().index_of(&attachment.pod);
         if let Some(index) = index {
-            connections::forget(&attachment.pod, &self.endpoint(index).addresses());
+            self.sources
+                .forget(&attachment.pod, &self.endpoint(index).addresses());
         }
         self.lock_leases().release(&attachment.pod)?;
         self.detached.delete_later(shut);
@@ -274,6 +273,11 @@ impl Builtin {
     /// See [`super::Network::retire`]. While pods have addresses, the table outlives the daemon as they do.
     pub fn retire(&self) {
         self.sources.delete_if(|| self.leases() == 0);
+    }
+
+    /// The beginning of the names of the host's ends.
+    pub(crate) fn interface_prefix(&self) -> &str {
+        &self.config.interface_prefix
     }
 
     /// Most tracked connections of one pod; any number if it is 0.

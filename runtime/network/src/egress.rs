@@ -22,8 +22,11 @@
 //! that no cgroup is charged with. So the pod has a limit there as at the node; its loopback, where a busy pod has thousands a
 //! second and needs no answers to be known, is left out. Programs of the pod that translate addresses (a mesh's proxy) lead
 //! connections to loopback from its own address: these are tracked, or nobody would undo it.
+//! What the node translates or is given later is not seen here: `control_ports` closes its control ports once more.
 //! Invariant: the table is replaced in one transaction.
 //! Not here: packets that a process with CAP_NET_RAW sends past the kernel's IP stack.
+
+mod control_ports;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::BorrowedFd;
@@ -31,7 +34,8 @@ use std::os::fd::BorrowedFd;
 use super::error::Error;
 use super::netlink::Netlink;
 use super::nft::{Base, Batch, Element, Hook, Kind, LOOPBACK_INDEX, Nft, Rule, Set, Type, concat};
-use coracle_spec::egress::{Cidr, Denied, Egress, FORMS, Form, List, Rule as Entry, Target};
+pub(crate) use control_ports::ControlPorts;
+use coracle_spec::egress::{Cidr, Denied, Egress, Form, List, Rule as Entry, Target};
 
 /// The table in a pod's namespace.
 const TABLE: &str = "coracle-egress";
@@ -91,10 +95,19 @@ pub fn denied_of_this_node(ports: &[(u16, u16)]) -> Result<Denied, Error> {
     node.retain(|address| !address.is_loopback());
     node.sort_unstable();
     node.dedup();
+    Ok(Denied {
+        node,
+        ports: denied_ports(ports),
+        ..Denied::default()
+    })
+}
+
+/// `ports` and [`Denied::USUAL_PORTS`], each once.
+pub(crate) fn denied_ports(ports: &[(u16, u16)]) -> Vec<(u16, u16)> {
     let mut ports: Vec<_> = Denied::USUAL_PORTS.iter().chain(ports).copied().collect();
     ports.sort_unstable();
     ports.dedup();
-    Ok(Denied { node, ports })
+    ports
 }
 
 /// Enforces `egress` on everything that runs in `netns`. `resolvers` are the pod's DNS servers, which it may query
@@ -247,7 +260,7 @@ fn refuse_embedded_v4(batch: &mut Batch, denied: &Denied) {
         batch.add_elements(set, &elements);
     }
     batch.add_chain(EMBEDDED_V4, None);
-    for form in FORMS {
+    for form in denied.forms() {
         for (network, bits) in Denied::BEHIND {
             let (mask, value) = form.bits_of(network, bits);
             let rule = Rule::default().ipv6().destination_bits(mask, value);
@@ -278,13 +291,13 @@ fn refuse_internal(batch: &mut Batch, list: &List) {
         let IpAddr::V4(base) = network.base() else {
             continue;
         };
-        for form in FORMS {
+        for form in list.denied.forms() {
             let (mask, value) = form.bits_of(base, network.bits());
             let rule = Rule::default().ipv6().destination_bits(mask, value);
             batch.add_rule(INTERNAL_EMBEDDED, &rule.jump(REFUSED));
         }
     }
-    for form in FORMS {
+    for form in list.denied.forms() {
         batch.add_rule(INTERNAL_EMBEDDED, &embedding_node(form).jump(REFUSED));
     }
     let node = [

@@ -37,6 +37,7 @@ use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use egress::ControlPorts;
 use serde::{Deserialize, Serialize};
 
 pub use builtin::{
@@ -98,6 +99,9 @@ pub struct Attachment {
     /// Its host ports, where the built-in network forwards them.
     #[serde(default)]
     pub ports: Vec<HostPort>,
+    /// Whether the node's control ports are closed to it: it is under an egress list.
+    #[serde(default)]
+    pub is_listed: bool,
 }
 
 impl Attachment {
@@ -110,6 +114,7 @@ impl Attachment {
             host_interface: String::new(),
             addresses,
             ports: Vec::new(),
+            is_listed: false,
         }
     }
 }
@@ -120,6 +125,7 @@ pub struct Network {
     choice: Choice,
     builtin: Builtin,
     cni: Arc<Cni>,
+    control_ports: ControlPorts,
 }
 
 impl Network {
@@ -127,6 +133,7 @@ impl Network {
     #[must_use]
     pub fn new(choice: Choice, builtin: Builtin, cni: Arc<Cni>) -> Self {
         Self {
+            control_ports: ControlPorts::new(builtin.interface_prefix()),
             choice,
             builtin,
             cni,
@@ -180,8 +187,31 @@ impl Network {
         self.builtin.attach(config, netns)
     }
 
+    /// Closes the node's control ports to an attached pod under an egress list, at all addresses that the node has or gets:
+    /// [`Denied::USUAL_PORTS`](coracle_spec::egress::Denied::USUAL_PORTS) and `denied`, which is `None` for a pod without a
+    /// list. To be called before the pod's first process; the attachment that is recorded then says so. It may be repeated.
+    /// Errors: the kernel refuses.
+    pub fn close_control_ports(
+        &self,
+        attachment: &mut Attachment,
+        denied: Option<&[(u16, u16)]>,
+    ) -> Result<(), Error> {
+        attachment.is_listed = denied.is_some();
+        let (pod, addresses) = (&attachment.pod, &attachment.addresses);
+        match denied.map(egress::denied_ports) {
+            Some(ports) => self.control_ports.close_to(pod, addresses, &ports),
+            // Where not all pods are known, one before it may have left its address among those of pods under a list.
+            None => self.control_ports.release(pod, addresses),
+        }
+    }
+
     /// Detaches a pod from the built-in network; for pods attached by CNI, see [`Cni::del`]. It may be repeated.
     pub fn detach(&self, attachment: &Attachment) -> Result<(), Error> {
+        // Before the address is another pod's. One that was detached has none any more.
+        if attachment.is_listed {
+            let (pod, addresses) = (&attachment.pod, &attachment.addresses);
+            self.control_ports.release(pod, addresses)?;
+        }
         match attachment.provider {
             Provider::Builtin => self.builtin.detach(attachment),
             Provider::Cni => Ok(()),
@@ -190,11 +220,16 @@ impl Network {
 
     /// Detaches a pod whose attachment is unknown from the built-in network. It may be repeated.
     pub fn detach_unknown(&self, pod: &str) -> Result<(), Error> {
+        self.control_ports.release(pod, &[])?;
         self.builtin.detach_unknown(pod)
     }
 
-    /// Restores the address and the ports of an attachment that was unknown at the start.
-    pub fn restore(&self, attachment: &Attachment) -> Result<(), Error> {
+    /// Restores the address and the ports of an attachment that was unknown at the start; to one under an egress list the
+    /// node's control ports and `denied` are closed.
+    pub fn restore(&self, attachment: &Attachment, denied: &[(u16, u16)]) -> Result<(), Error> {
+        if attachment.is_listed {
+            self.close_control_ports(&mut attachment.clone(), Some(denied))?;
+        }
         match attachment.provider {
             Provider::Builtin => self.builtin.restore(attachment),
             Provider::Cni => Ok(()),
@@ -214,10 +249,22 @@ impl Network {
 
     /// Removes from the built-in network what no attachment in `live` owns, and returns one line for each removal. To
     /// be called once, at the daemon's start, before the first [`Network::attach`]. The pods in `kept`, whose
-    /// attachments are unknown, keep what they hold.
-    pub fn sweep(&self, live: &[Attachment], kept: &HashSet<String>) -> Result<Vec<String>, Error> {
+    /// attachments are unknown, keep what they hold. To those under an egress list the node's control ports and `denied` are
+    /// closed.
+    pub fn sweep(
+        &self,
+        live: &[Attachment],
+        kept: &HashSet<String>,
+        denied: &[(u16, u16)],
+    ) -> Result<Vec<String>, Error> {
+        let listed = live.iter().filter(|attachment| attachment.is_listed);
+        let listed = listed.map(|one| (one.pod.as_str(), one.addresses.as_slice()));
+        let ports = egress::denied_ports(denied);
+        let closed = self.control_ports.restore(listed, &ports, kept.is_empty());
         let builtin = |attachment: &&Attachment| attachment.provider == Provider::Builtin;
         let live: Vec<Attachment> = live.iter().filter(builtin).cloned().collect();
-        self.builtin.sweep(&live, kept)
+        // What the kernel refuses of one keeps nothing of the other.
+        let swept = self.builtin.sweep(&live, kept);
+        closed.and(swept)
     }
 }

@@ -128,6 +128,22 @@ impl Nft {
         Ok(())
     }
 
+    /// Sends messages that request no acknowledgement, outside a batch. What they name may be gone. Errors: the first other
+    /// refusal; the rest was carried out.
+    fn tell(&self, operation: &'static str, object: &str, messages: &[u8]) -> Result<(), Error> {
+        self.send(messages, operation, object)?;
+        let mut buffer = vec![0; RECEIVE_BYTES];
+        let mut told = Ok(());
+        while let Some(length) = self.receive(&mut buffer)? {
+            let refused = Messages(&buffer[..length]).filter_map(|answer| answer.error());
+            for code in refused.filter(|code| ![0, -libc::ENOENT].contains(code)) {
+                let error = std::io::Error::from_raw_os_error(-code);
+                told = told.and(Err(Error::io(operation, object, error)));
+            }
+        }
+        told
+    }
+
     fn send(&self, datagram: &[u8], operation: &'static str, object: &str) -> Result<(), Error> {
         let refuse = |error: std::io::Error| Error::io(operation, object, error);
         // A batch is one datagram, and the kernel counts its size twice.

@@ -61,6 +61,10 @@ pub struct Denied {
     pub node: Vec<IpAddr>,
     /// First and last port of the ranges that are denied at those addresses.
     pub ports: Vec<(u16, u16)>,
+    /// Prefixes of the operator's own NAT64 translators, besides those that everybody has: behind them is all that is denied or
+    /// internal, too. Of a length that RFC 6052 has.
+    #[serde(default)]
+    pub nat64: Vec<Cidr>,
 }
 
 /// One allowed target: as text `host`, `host:port`, `.suffix[:port]`, `ADDRESS[/BITS]`,
@@ -246,7 +250,7 @@ impl Denied {
         };
         let hides = match address {
             IpAddr::V4(_) => false,
-            IpAddr::V6(address) => embedded_ipv4::embedded(address).any(is_hidden),
+            IpAddr::V6(address) => embedded_ipv4::embedded(self, address).any(is_hidden),
         };
         hides || self.names(address, port)
     }
@@ -348,6 +352,7 @@ mod tests {
             denied: Denied {
                 node: vec!["192.0.2.2".parse().unwrap(), "2001:db8::2".parse().unwrap()],
                 ports: Denied::USUAL_PORTS.to_vec(),
+                nat64: vec!["2001:db8:64::/96".parse().unwrap()],
             },
             own_ports: vec![5432],
             internal: Internal::default(),
@@ -392,6 +397,9 @@ mod tests {
             (&everything, "[64:ff9b:1:a9fe:a9:fe00::]:80", Never),
             (&everything, "[64:ff9b:1::203.0.113.9]:10250", Allowed),
             (&everything, "[64:ff9b:1::192.0.2.2]:443", Allowed),
+            (&everything, "[2001:db8:64::192.0.2.2]:10250", Never),
+            (&everything, "[2001:db8:64::169.254.169.254]:80", Never),
+            (&everything, "[2001:db8:64::203.0.113.9]:10250", Allowed),
             (&everything, "[::192.0.2.2]:10250", Never),
             (&everything, "[::ffff:0:192.0.2.2]:10250", Never),
             (&everything, "[2002:c000:202::1]:10250", Never),

@@ -11,8 +11,6 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use rustix::process::{WaitId, WaitIdOptions, waitid};
-
 mod attach;
 mod entry;
 mod listing;
@@ -24,7 +22,7 @@ pub(super) use entry::Watch;
 
 use super::container_process::ForkedContainer;
 use super::log::LogThread;
-use super::reports::{self, ReportEvent, Reports, kill};
+use super::reports::{self, Ended, ReportEvent, Reports, kill};
 use super::tokens::FIRST_WATCH;
 use crate::own_log;
 use coracle_control::exits::{self, now_ns};
@@ -120,6 +118,7 @@ impl Containers {
                 until: Instant::now() + START,
             },
             pidfd: forked.pidfd,
+            is_held: false,
             reports: Reports::new(forked.report),
             log: forked.log,
             log_file: forked.log_file,
@@ -141,14 +140,27 @@ impl Containers {
     /// A watched descriptor is ready.
     pub(super) fn ready(&mut self, token: u64, epoll: &OwnedFd) {
         let slot = (token / 4) as usize;
+        self.with_entry(slot, |all, entry| match token % 4 {
+            t if t == What::Process as u64 => all.ended(entry, slot, epoll),
+            t if t == What::Report as u64 => all.handle_reports(entry, slot, epoll),
+            _ => all.log_changed(entry),
+        });
+    }
+
+    /// Some child has ended, or is let go by whoever traced it: looks again at those that had ended already.
+    pub(super) fn child_ended(&mut self, epoll: &OwnedFd) {
+        for slot in 0..self.slots.len() {
+            if self.slots[slot].as_ref().is_some_and(|entry| entry.is_held) {
+                self.with_entry(slot, |all, entry| all.ended(entry, slot, epoll));
+            }
+        }
+    }
+
+    fn with_entry(&mut self, slot: usize, work: impl FnOnce(&mut Self, &mut Entry)) {
         let Some(mut entry) = self.slots.get_mut(slot).and_then(Option::take) else {
             return;
         };
-        match token % 4 {
-            t if t == What::Process as u64 => self.ended(&mut entry, slot, epoll),
-            t if t == What::Report as u64 => self.handle_reports(&mut entry, slot, epoll),
-            _ => self.log_changed(&mut entry),
-        }
+        work(self, &mut entry);
         self.finish(&mut entry, false);
         let has_ended = matches!(entry.state, State::Exited(_));
         self.slots[slot] = Some(entry);
@@ -216,16 +228,14 @@ impl Containers {
         }
     }
 
-    /// The process has ended: reaps it, reads its last report, and lets its log drain.
+    /// The process has ended: reaps it, if its tracer lets us, reads its last report, and lets its log drain.
     fn ended(&mut self, entry: &mut Entry, slot: usize, epoll: &OwnedFd) {
         self.handle_reports(entry, slot, epoll);
-        let Ok(Some(status)) = waitid(
-            WaitId::PidFd(entry.pidfd.as_fd()),
-            WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
-        ) else {
+        let ended = reports::reap(entry.pidfd.as_fd(), epoll);
+        entry.is_held = matches!(ended, Ended::Held);
+        let Ended::With(status) = ended else {
             return;
         };
-        let _ = rustix::event::epoll::delete(epoll, &entry.pidfd);
         self.handle_reports(entry, slot, epoll);
         let (request, ran) = match entry.state {
             State::Starting { request, .. } => (request, false),
@@ -368,3 +378,7 @@ impl Containers {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests;

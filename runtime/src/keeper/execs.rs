@@ -8,10 +8,9 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use rustix::event::epoll;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
-use super::reports::{self, ReportEvent, Reports, kill};
+use super::reports::{self, Ended, ReportEvent, Reports, kill};
 use super::tokens::FIRST_EXEC;
 use coracle_cgroup::KillList;
 use coracle_control::exits::now_ns;
@@ -29,6 +28,8 @@ pub(super) struct Exec {
     /// Its container.
     container: ContainerId,
     pidfd: OwnedFd,
+    /// It has ended and cannot be reaped yet.
+    is_held: bool,
     reports: Reports,
     tree: Tree,
     /// Whether it runs and the request was answered.
@@ -49,6 +50,7 @@ impl Exec {
             request,
             container,
             pidfd,
+            is_held: false,
             reports: Reports::new(report),
             tree,
             started: false,
@@ -126,7 +128,9 @@ impl Execs {
     pub(super) fn abandon(&mut self, slot: usize) {
         if let Some(exec) = self.slots.get_mut(slot).and_then(Option::take) {
             exec.kill_whole();
-            let _ = waitid(WaitId::PidFd(exec.pidfd.as_fd()), WaitIdOptions::EXITED);
+            // If it is not reaped now, it is a child that nobody watches.
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+            let _ = waitid(WaitId::PidFd(exec.pidfd.as_fd()), options);
         }
     }
 
@@ -172,6 +176,15 @@ impl Execs {
         self.slots[slot] = Some(exec);
     }
 
+    /// Some child has ended, or is let go by whoever traced it: looks again at those that had ended already.
+    pub(super) fn child_ended(&mut self, poll: &OwnedFd) {
+        for slot in 0..self.slots.len() {
+            if self.slots[slot].as_ref().is_some_and(|exec| exec.is_held) {
+                self.ready(token(slot, What::Process), poll);
+            }
+        }
+    }
+
     fn handle_reports(&mut self, exec: &mut Exec, slot: usize, poll: &OwnedFd) {
         let mut runs = false;
         for event in exec.reports.read_events(poll) {
@@ -197,12 +210,13 @@ impl Execs {
 
     /// Whether it has ended; if so, the event is queued.
     fn ended(&mut self, exec: &mut Exec, slot: usize, poll: &OwnedFd) -> bool {
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-        let status = match waitid(WaitId::PidFd(exec.pidfd.as_fd()), options) {
-            Ok(None) => return false,
-            status => status.ok().flatten(),
+        let ended = reports::reap(exec.pidfd.as_fd(), poll);
+        exec.is_held = matches!(ended, Ended::Held);
+        let status = match ended {
+            Ended::No | Ended::Held => return false,
+            Ended::With(status) => Some(status),
+            Ended::Lost => None,
         };
-        let _ = epoll::delete(poll, &exec.pidfd);
         self.handle_reports(exec, slot, poll);
         let (code, cause) = match &status {
             Some(status) => exec.reports.exit_status(status, exec.started),

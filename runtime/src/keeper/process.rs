@@ -172,6 +172,8 @@ impl EventLoop<'_> {
             CHILDREN => {
                 // Once: whoever forks without end would be read without end.
                 let _ = rustix::io::read(&self.ends, &mut [0; 1024]);
+                self.containers.child_ended(&self.epoll);
+                self.execs.child_ended(&self.epoll);
                 self.unclaimed = true;
             }
             token if token >= FIRST_EXEC => self.execs.ready(token - FIRST_EXEC, &self.epoll),

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 
 use coracle_control::frame::receive;
@@ -160,12 +161,51 @@ impl Reports {
     }
 }
 
+/// What became of a process whose pidfd was ready.
+pub(super) enum Ended {
+    /// It has ended, and is reaped.
+    With(WaitIdStatus),
+    /// It has ended, and only whoever traces it may know of its end: [`reap`] is to be called again when a child has ended, which
+    /// the kernel says once more when the tracer lets it go.
+    Held,
+    /// It was reaped elsewhere.
+    Lost,
+    /// It has not ended.
+    No,
+}
+
+/// Reaps a process that has ended, and watches it no more: the pidfd of one that cannot be reaped, as another process of a shared
+/// pid namespace traces it, would be ready for ever.
+pub(super) fn reap(pidfd: BorrowedFd<'_>, poll: &OwnedFd) -> Ended {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+    // In this order: it may end in between.
+    let has_ended = has_ended(pidfd);
+    let ended = match waitid(WaitId::PidFd(pidfd), options) {
+        Ok(Some(status)) => Ended::With(status),
+        Ok(None) if !has_ended => return Ended::No,
+        Ok(None) => Ended::Held,
+        Err(_) => Ended::Lost,
+    };
+    let _ = epoll::delete(poll, pidfd);
+    ended
+}
+
+fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
+    let mut ready = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
+    matches!(
+        rustix::event::poll(&mut ready, Some(&Timespec::default())),
+        Ok(1)
+    )
+}
+
 /// The process of `pidfd` continues as `next`, which is watched as `token` from now on. The old process is done, but
-/// another one in its pid namespace may have stopped it, so it is killed before it is waited for.
+/// another one in its pid namespace may have stopped it, so it is killed. If that one traces it, too, it cannot be reaped yet: it
+/// is a child that nobody watches then.
 pub(super) fn follow(pidfd: &mut OwnedFd, next: OwnedFd, poll: &OwnedFd, token: u64) {
     let _ = epoll::delete(poll, &*pidfd);
     kill(pidfd.as_fd());
-    let _ = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+    let _ = waitid(WaitId::PidFd(pidfd.as_fd()), options);
     *pidfd = next;
     if !watch(poll, token, pidfd.as_fd()) {
         kill(pidfd.as_fd());

@@ -12,6 +12,7 @@
 //! Must not know: how pods are run.
 
 pub mod client;
+mod connections;
 pub mod control;
 pub mod dump;
 mod explain;

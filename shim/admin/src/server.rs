@@ -1,8 +1,7 @@
 //! The admin service: binds its socket and answers.
 //!
 //! Called by: the shim's `serve`. Invariants: the socket lies in the run directory, which is root's alone, and takes root
-//! alone, too; it stands before the daemon says that it is ready, and goes with it; a daemon without free descriptors does
-//! not spin.
+//! alone, too; it stands before the daemon says that it is ready, and goes with it.
 //! Must not know: how answers are made.
 
 use std::io;
@@ -17,19 +16,18 @@ use coracle_lifecycle::{HistoryEntry, Pods};
 use coracle_proto::admin::v1 as admin;
 use coracle_proto::admin::v1::admin_service_server::{AdminService, AdminServiceServer};
 use futures_util::{Stream, StreamExt as _, stream};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
+use super::connections::incoming;
 use super::control::{Control, Internals, LogChange};
 use super::{explain, listing, status, tasks};
 
 /// Requests at a time on one connection.
 const STREAMS: u32 = 16;
-/// The pause after accept(2) failed.
-const PAUSE: Duration = Duration::from_millis(500);
 
 /// The facts of the daemon that never change while it runs.
 #[derive(Clone, Debug, Default)]
@@ -126,21 +124,6 @@ pub fn serve(path: &Path, parts: Parts) -> Result<Service, BindError> {
     Ok(Service {
         path: path.to_owned(),
         _serving: serving,
-    })
-}
-
-/// The connections of `listener`. tonic would try again at once where accept(2) fails, most likely for lack of descriptors.
-fn incoming(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> {
-    stream::unfold(listener, |listener| async move {
-        loop {
-            match listener.accept().await {
-                Ok((connection, _)) => return Some((Ok(connection), listener)),
-                Err(error) => {
-                    tracing::debug!(%error, "no connection to the admin socket can be accepted");
-                    tokio::time::sleep(PAUSE).await;
-                }
-            }
-        }
     })
 }
 

@@ -167,6 +167,7 @@ fn network(file: &NetworkFile, run: &Path) -> Result<Network, Invalid> {
             .collect(),
         name_servers: name_servers(&file.name_servers)?,
         internal: egress::internal(file)?,
+        nat64_prefixes: egress::nat64_prefixes(file)?,
         interface_prefix: interface_prefix(&file.interface_prefix)?,
         netns_dir: match file.netns_dir.as_os_str().is_empty() {
             true => run.join("netns"),

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use coracle_spec::egress::{Internal, domain};
+use coracle_spec::egress::{Cidr, Form, Internal, domain};
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -30,6 +30,25 @@ pub(super) fn internal(file: &NetworkFile) -> Result<Internal, Invalid> {
         domains: domains.collect::<Result<_, _>>()?,
         networks: networks.collect::<Result<_, _>>()?,
     })
+}
+
+/// The prefixes of NAT64 translators. Errors: text that is none.
+pub(super) fn nat64_prefixes(file: &NetworkFile) -> Result<Vec<Cidr>, Invalid> {
+    let refused = |text: &str, why: String| Invalid {
+        key: "network.nat64_prefixes".into(),
+        why: format!("has {text:?}, which {why}"),
+    };
+    let prefixes = file.nat64_prefixes.iter().map(|text| {
+        let prefix: Cidr = text.parse().map_err(|why| refused(text, why))?;
+        match Form::of_translator(prefix) {
+            Some(_) => Ok(prefix),
+            None => {
+                let why = "must be an IPv6 prefix of 32, 40, 48, 56, 64 or 96 bits (RFC 6052)";
+                Err(refused(text, why.to_owned()))
+            }
+        }
+    });
+    prefixes.collect()
 }
 
 /// The destinations that pods may reach, as text.

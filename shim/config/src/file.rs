@@ -257,6 +257,8 @@ pub struct NetworkFile {
     pub internal_domains: Vec<String>,
     /// Networks that are internal besides the private ones, `ADDRESS/BITS`.
     pub internal_networks: Vec<String>,
+    /// Prefixes of the site's own NAT64 translators, `ADDRESS/BITS`.
+    pub nat64_prefixes: Vec<String>,
     /// Directory in which pods' network namespaces are mounted; below `run` if empty.
     pub netns_dir: PathBuf,
     /// Directory of CNI network configurations.
@@ -281,6 +283,7 @@ impl Default for NetworkFile {
             name_servers: Vec::new(),
             internal_domains: Internal::default().domains,
             internal_networks: Vec::new(),
+            nat64_prefixes: Vec::new(),
             netns_dir: PathBuf::new(),
             cni_conf_dir: PathBuf::from("/etc/cni/net.d"),
             cni_bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],

@@ -53,7 +53,7 @@ pub use subnet::{Family, Subnet};
 pub use tracing::{TraceCollector, Tracing};
 pub use wasm::Wasm;
 
-use coracle_spec::egress::Internal;
+use coracle_spec::egress::{Cidr, Internal};
 use file::{ConfigFile, SOCKET_NAME};
 use sources::{Merged, Source};
 
@@ -146,6 +146,8 @@ pub struct Network {
     pub name_servers: Vec<IpAddr>,
     /// Which addresses a name in an egress list leads to only below certain domains.
     pub internal: Internal,
+    /// Prefixes of the site's own NAT64 translators, of a length that RFC 6052 has.
+    pub nat64_prefixes: Vec<Cidr>,
     /// The directory in which pods' network namespaces are mounted. Absolute, of this daemon alone; gone after a
     /// reboot.
     pub netns_dir: PathBuf,

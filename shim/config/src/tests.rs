@@ -172,7 +172,15 @@ fn invalid_toml_and_values_of_the_wrong_type_name_their_line() {
 }
 
 /// Files with one value that cannot be used, and how the message begins.
-const UNUSABLE: [(&str, &str); 31] = [
+const UNUSABLE: [(&str, &str); 33] = [
+    (
+        "[network]\nnat64_prefixes = [\"2001:db8::/44\"]\n",
+        "config.toml:2: network.nat64_prefixes has \"2001:db8::/44\", which must be an IPv6 prefix of 32, 40, 48, 56, 64 or 96 bits",
+    ),
+    (
+        "[network]\nnat64_prefixes = [\"10.0.0.0/32\"]\n",
+        "config.toml:2: network.nat64_prefixes has \"10.0.0.0/32\", which must be an IPv6 prefix",
+    ),
     (
         "root = \"relative\"\n",
         "config.toml:1: root is \"relative\"",

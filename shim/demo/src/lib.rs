@@ -68,6 +68,7 @@ struct Started {
 async fn run(keep: bool) -> Result<(), Error> {
     let begun = Instant::now();
     let mut signals = Signals::listen()?;
+    leak_check::adopt_orphans()?;
     let scratch = Scratch::take()?;
     let mut started = Started::default();
     let shown = tokio::select! {

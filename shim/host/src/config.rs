@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use coracle_lifecycle::{Error, HandlerSettings, Kind, PodRecord};
-use coracle_spec::egress::Internal;
+use coracle_spec::egress::{Cidr, Internal};
 use coracle_spec::live::Live;
 
 use super::log::LogRoot;
@@ -56,6 +56,8 @@ pub struct LiveConfig {
     pub name_servers: Vec<IpAddr>,
     /// Which addresses a name in an egress list leads to only below certain domains.
     pub internal: Internal,
+    /// Prefixes of the site's own NAT64 translators: what is behind them is denied and internal as it is without them.
+    pub nat64_prefixes: Vec<Cidr>,
     /// Missing host paths of mounts are created.
     pub create_host_paths: bool,
     /// How devices are found and given.

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 
 use coracle_lifecycle::{Error, Kind, NamespaceMode, PodRecord, SandboxConfig};
-use coracle_network::egress;
+use coracle_network::{Attachment, egress};
 use coracle_spec::egress::Egress;
 use coracle_spec::{WasmKind, WasmNetwork};
 
@@ -30,6 +30,7 @@ pub(super) fn reach(config: &SandboxConfig, live: &LiveConfig) -> Result<Egress,
                 error,
             )
         })?;
+        list.denied.nat64.clone_from(&live.nat64_prefixes);
     }
     Ok(reach)
 }
@@ -135,6 +136,25 @@ impl Host {
             config.name
         );
         Err(Error::new(Kind::Invalid, text))
+    }
+
+    /// Closes this node's control ports to an attached pod under a list, at whatever address. Blocks.
+    pub(super) fn close_control_ports(
+        &self,
+        record: &PodRecord,
+        attachment: &mut Attachment,
+    ) -> Result<(), Error> {
+        let live = self.config.live.get();
+        let is_listed = record.config.reach() != Egress::Open;
+        let ports = is_listed.then_some(live.denied_node_ports.as_slice());
+        let closed = self.parts.network.close_control_ports(attachment, ports);
+        closed.map_err(|error| {
+            let what = format!(
+                "close this node's control ports to sandbox {}, which is under an egress list",
+                record.id
+            );
+            network_error(what, error)
+        })
     }
 
     /// Installs the rules in the pod's network namespace. Blocks.

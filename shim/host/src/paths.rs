@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use coracle_lifecycle::{Error, Kind};
+use walk::Opened;
 
 /// Most threads that resolve paths.
 const THREADS: usize = 128;
@@ -208,7 +209,7 @@ impl<'a> Lookup<'a> {
     ///
     /// Errors: the kernel's; TimedOut for a file system that has as many threads as it may.
     pub fn open(&self, path: &Path, missing: Missing) -> std::io::Result<OwnedFd> {
-        walk::open(self, path, missing)
+        walk::open(self, path, missing).map(|opened| opened.file)
     }
 
     /// Resolves `path`, which is absolute, to its own path without links and its metadata. It is not opened for
@@ -217,9 +218,12 @@ impl<'a> Lookup<'a> {
     /// Errors: as of [`Lookup::open`].
     pub fn resolve(&self, path: &Path) -> std::io::Result<Found> {
         use std::os::fd::AsRawFd as _;
-        let file = self.open(path, Missing::Refuse)?;
+        let Opened { file, changeable } = walk::open(self, path, Missing::Refuse)?;
         let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let changeable = changeable
+            .map(|entry| std::fs::read_link(format!("/proc/self/fd/{}", entry.as_raw_fd())));
         Ok(Found {
+            changeable: changeable.transpose()?,
             path: std::fs::read_link(&link)?,
             metadata: std::fs::metadata(&link)?,
             file,
@@ -289,6 +293,8 @@ impl Drop for Lookup<'_> {
 pub struct Found {
     /// Its path without links.
     pub path: PathBuf,
+    /// The first directory or link on the way that others than root can change, so that the path may lead elsewhere later.
+    pub changeable: Option<PathBuf>,
     /// Its metadata.
     pub metadata: std::fs::Metadata,
     /// Its descriptor, opened with O_PATH.

@@ -70,11 +70,13 @@ impl Host {
             return Ok(());
         }
         let (devices, pin) = (linux.net_devices.clone(), self.pin(&request.pod));
+        let directory = self.run_directory().join(request.pod.as_str());
         blocking("moving network devices into a pod", move || {
             let failed = |error| Error::because(Kind::StartFailed, "give devices", error);
             let netns = network::open_pin(&pin).map_err(failed)?;
             devices.iter().try_for_each(|device| {
-                network::move_device(netns.as_fd(), &device.on_node, &device.in_pod).map_err(failed)
+                let names = (device.on_node.as_str(), device.in_pod.as_str());
+                network::move_device(netns.as_fd(), names, &directory).map_err(failed)
             })
         })
         .await

@@ -59,7 +59,9 @@ impl Host {
 
     fn sweep_network(&self, owned: &Owned, found: &mut Swept) {
         let network = &self.parts.network;
-        match network.sweep(&owned.attachments, &owned.unrecovered) {
+        let live = self.config.live.get();
+        let denied = live.denied_node_ports.as_slice();
+        match network.sweep(&owned.attachments, &owned.unrecovered, denied) {
             Ok(interfaces) => found
                 .removed
                 .extend(interfaces.into_iter().map(|name| format!("network {name}"))),

@@ -68,7 +68,8 @@ impl Host {
     pub async fn restore_network(self: &Arc<Self>, attachment: Attachment) -> Result<(), Error> {
         let host = Arc::clone(self);
         blocking("restoring the network of a sandbox", move || {
-            let restored = host.parts.network.restore(&attachment);
+            let live = host.config.live.get();
+            let restored = (host.parts.network).restore(&attachment, &live.denied_node_ports);
             restored.map_err(|error| {
                 let what = format!("restore the network of sandbox {}", attachment.pod);
                 Error::because(Kind::Io, what, error)

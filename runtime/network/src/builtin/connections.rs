@@ -9,7 +9,7 @@
 //! a list, so each pod has [`PARTS`] lists, and the number of a connection, a keyed hash, chooses one: a new connection
 //! costs a walk over a list of `limit / PARTS`, however many pods and connections there are. Many pods of one author could
 //! fill the table together, or one after the other, as an entry outlives its pod: so all pods together have three quarters of
-//! it, counted without the pod, and [`forget`] deletes those of a pod that goes.
+//! it, counted without the pod, and once an eighth of it is in use, [`Connections::forget`] deletes those of a pod that goes.
 //! Called by: [`super::Sources`], which says how long the table is there; [`super::Builtin`]. Invariants: connections that a
 //! pod is called by are not counted; a table that is written again counts from 0.
 //! Not here: pods of plugins.
@@ -23,7 +23,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use coracle_spec::error::chain;
 
 use super::super::error::Error;
-use super::super::nft::{Base, Batch, Hook, Kind, Nft, Rule, Set, Type, forget_address};
+use super::super::nft::{Base, Batch, Hook, Kind, Rule, Set, Type, forget_address};
 use super::fixed::Fixed;
 
 /// Lists a pod. Few in each, so that its walk is short, and not so few that chance fills one long before the others.
@@ -36,6 +36,8 @@ const PRIORITY_MANGLE: i32 = -150;
 pub(super) const NODE_LIMIT: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 /// How many it has.
 const NODE_COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
+/// A table that has fewer entries than this part of its room keeps those of pods that have gone.
+const ROOM: u32 = 8;
 /// Entries in one list of all pods, about: what a new connection costs.
 const LIST: u32 = 64;
 const ARRIVING: &str = "arriving";
@@ -120,6 +122,25 @@ impl Connections {
         }
     }
 
+    /// Deletes what the node's table has of connections from and to `addresses`, those of a pod that is going, unless it has
+    /// room enough: finding them takes four walks over all of it. Best effort: an entry that stays expires, one of an
+    /// established connection after days.
+    pub(super) fn forget(&self, pod: &str, addresses: &[IpAddr]) {
+        // Also where nothing is tracked: asking would make the kernel load what tracks.
+        let count = number(Path::new(NODE_COUNT)).unwrap_or(0);
+        let enough = number(&self.node_limit).unwrap_or(0) / ROOM;
+        if count == 0 || count < enough {
+            return;
+        }
+        let forgotten: Result<(), Error> = addresses.iter().copied().try_for_each(forget_address);
+        if let Err(error) = forgotten {
+            tracing::warn!(
+                pod, error = %chain(&error),
+                "cannot delete the node's entries of a pod's connections; they expire by themselves"
+            );
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<(u32, Fixed)>> {
         // No panic leaves it half changed.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
@@ -134,27 +155,6 @@ pub fn can_count_connections() -> Result<bool, Error> {
     }
     super::fixed::try_elsewhere(batch("cor", 1, 4))?;
     Ok(true)
-}
-
-/// Deletes what the node's table has of connections from and to `addresses`, those of a pod that is going. Best effort: an
-/// entry that stays expires, one of an established connection after days.
-pub(super) fn forget(pod: &str, addresses: &[IpAddr]) {
-    // Also where nothing is tracked: asking would make the kernel load what tracks.
-    if number(Path::new(NODE_COUNT)).unwrap_or(0) == 0 {
-        return;
-    }
-    let forget_all = |nft: Nft| {
-        let each = addresses
-            .iter()
-            .map(|address| forget_address(&nft, *address));
-        each.collect::<Result<(), Error>>()
-    };
-    if let Err(error) = Nft::open().and_then(forget_all) {
-        tracing::warn!(
-            pod, error = %chain(&error),
-            "cannot delete the node's entries of a pod's connections; they expire by themselves"
-        );
-    }
 }
 
 fn number(file: &Path) -> Option<u32> {

@@ -336,7 +336,7 @@ fn passes_by(flow: &Flow, node: &[IpAddr], mapping: &Mapping) -> bool {
 /// entry that stays expires after some minutes without traffic.
 fn forget(pod: &str, is_stale: impl Fn(&Flow, &[IpAddr]) -> bool) {
     let node = Netlink::open().and_then(|host| host.addresses());
-    let done = node.and_then(|node| forget_flows(&Nft::open()?, |flow| is_stale(flow, &node)));
+    let done = node.and_then(|node| forget_flows(|flow| is_stale(flow, &node)));
     match done {
         Ok(0) => {}
         Ok(count) => tracing::debug!(pod, count, "dropped stale conntrack entries"),

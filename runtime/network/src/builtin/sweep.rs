@@ -120,6 +120,7 @@ impl Builtin {
             host_interface: endpoint.map_or_else(String::new, |end| end.host_interface),
             addresses: Vec::new(),
             ports: Vec::new(),
+            is_listed: false,
         })
     }
 

@@ -27,7 +27,7 @@ const STACK_BYTES: usize = 256 << 10;
 
 /// The thread; dropping this stops it.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(crate) struct Watch {
     /// Closing it is the signal.
     _stop: OwnedFd,
 }
@@ -36,7 +36,7 @@ impl Watch {
     /// Calls `mend` after every change to `table` from now on. `mend` returns whether it changed anything, and is
     /// called again soon if it fails.
     /// Errors: the kernel reports no changes, or a thread cannot be started.
-    pub(super) fn start(
+    pub(crate) fn start(
         table: &str,
         mend: impl Fn() -> Result<bool, Error> + Send + 'static,
     ) -> Result<Self, Error> {

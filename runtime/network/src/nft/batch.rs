@@ -66,6 +66,8 @@ pub(crate) enum Kind {
 pub(crate) enum Hook {
     /// Packets that arrive.
     Prerouting = 0,
+    /// Packets to this network namespace itself, when their addresses have been translated.
+    Input = 1,
     /// Packets that this node sends.
     Output = 3,
     /// Packets that leave.

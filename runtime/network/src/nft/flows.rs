@@ -3,6 +3,7 @@
 //! A UDP sender that never pauses keeps its entry alive: a flow from before a host port existed would bypass the pod
 //! for ever, and a flow that outlives the pod would reach the next pod with its address.
 //! An entry of an established TCP connection stays for days after its pod.
+//! Invariant: what is held of a listing is bounded, however long it is: anybody outside can fill the table.
 //! Not here: which entries are stale.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -33,6 +34,8 @@ const CTA_PROTO_DST_PORT: u16 = 3;
 /// Bytes of an nfgenmsg.
 const FAMILY_HEADER_BYTES: usize = 4;
 const NLA_F_NESTED: u16 = 1 << 15;
+/// Entries that are deleted by one datagram: if all are refused, their errors fit the socket.
+const AT_A_TIME: usize = 64;
 
 /// One entry of the connection table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,14 +52,16 @@ pub(crate) struct Flow {
     pub(crate) answers: IpAddr,
 }
 
-/// Deletes every entry for which `is_stale` is true, and returns how many. An entry may expire meanwhile.
-pub(crate) fn forget_flows(nft: &Nft, is_stale: impl Fn(&Flow) -> bool) -> Result<usize, Error> {
+/// Deletes every entry for which `is_stale` is true, and returns how many. An entry may expire meanwhile. In the calling
+/// thread's network namespace.
+pub(crate) fn forget_flows(is_stale: impl Fn(&Flow) -> bool) -> Result<usize, Error> {
     // Both families at once: the kernel walks its whole table, which takes some milliseconds.
-    forget_listed(nft, 0, &Attributes::default(), is_stale)
+    forget_listed(0, &Attributes::default(), is_stale)
 }
 
-/// Deletes every entry of a connection that `address` began, or that was delivered to it. The kernel chooses them.
-pub(crate) fn forget_address(nft: &Nft, address: IpAddr) -> Result<(), Error> {
+/// Deletes every entry of a connection that `address` began, or that was delivered to it, in the calling thread's network
+/// namespace. The kernel chooses them.
+pub(crate) fn forget_address(address: IpAddr) -> Result<(), Error> {
     let family = match address {
         IpAddr::V4(_) => libc::AF_INET,
         IpAddr::V6(_) => libc::AF_INET6,
@@ -65,6 +70,7 @@ pub(crate) fn forget_address(nft: &Nft, address: IpAddr) -> Result<(), Error> {
         (CTA_TUPLE_ORIG, CTA_FILTER_ORIG_FLAGS),
         (CTA_TUPLE_REPLY, CTA_FILTER_REPLY_FLAGS),
     ];
+    let nft = Nft::open()?;
     for (tuple, flags) in directions {
         let filter = from(address, tuple, flags);
         let mut message = Vec::new();
@@ -75,7 +81,7 @@ pub(crate) fn forget_address(nft: &Nft, address: IpAddr) -> Result<(), Error> {
             // Before Linux 6.8 it takes that for one entry's name, which lacks the ports. From 5.8 it lists by a filter.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                 let is_stale = |flow: &Flow| [flow.caller, flow.answers].contains(&address);
-                forget_listed(nft, family, &filter, is_stale)?;
+                forget_listed(family, &filter, is_stale)?;
             }
             done => done?,
         }
@@ -100,33 +106,70 @@ fn from(address: IpAddr, tuple: u16, flags: u16) -> Attributes {
 /// Deletes the entries of `family` (0 for all) that `filter` chooses and for which `is_stale` is true: kernels may ignore a
 /// filter. Returns how many.
 fn forget_listed(
-    nft: &Nft,
     family: u8,
     filter: &Attributes,
     is_stale: impl Fn(&Flow) -> bool,
 ) -> Result<usize, Error> {
-    let mut stale = Vec::new();
     let mut message = Vec::new();
     let dump = head(IPCTNL_MSG_CT_GET, NLM_F_DUMP, family);
     append(&mut message, dump, filter.bytes());
-    nft.ask("list", "connections", &message, |entry| {
+    let mut stale = Stale::new()?;
+    Nft::open()?.ask("list", "connections", &message, |entry| {
         let Some((header, attributes)) = entry.split_at_checked(FAMILY_HEADER_BYTES) else {
             return;
         };
         if flow(attributes).is_some_and(|flow| is_stale(&flow)) {
-            stale.push((header[0], key(attributes)));
+            stale.add(header[0], &key(attributes));
         }
     })?;
-    for (family, key) in &stale {
-        let mut message = Vec::new();
-        let head = head(IPCTNL_MSG_CT_DELETE, NLM_F_ACK, *family);
-        append(&mut message, head, key.bytes());
-        match nft.ask("forget", "connections", &message, |_| {}) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-            done => done?,
+    stale.finish()
+}
+
+/// Entries that are to be deleted, some at a time, while others are still being listed.
+struct Stale {
+    nft: Nft,
+    /// The requests for the next ones.
+    requests: Vec<u8>,
+    count: usize,
+    /// The first refusal.
+    failed: Option<Error>,
+}
+
+impl Stale {
+    fn new() -> Result<Self, Error> {
+        Ok(Self {
+            nft: Nft::open()?,
+            requests: Vec::new(),
+            count: 0,
+            failed: None,
+        })
+    }
+
+    fn add(&mut self, family: u8, key: &Attributes) {
+        append(
+            &mut self.requests,
+            head(IPCTNL_MSG_CT_DELETE, 0, family),
+            key.bytes(),
+        );
+        self.count += 1;
+        if self.count.is_multiple_of(AT_A_TIME) {
+            self.flush();
         }
     }
-    Ok(stale.len())
+
+    fn flush(&mut self) {
+        let requests = std::mem::take(&mut self.requests);
+        if requests.is_empty() || self.failed.is_some() {
+            return;
+        }
+        self.failed = self.nft.tell("forget", "connections", &requests).err();
+    }
+
+    /// Deletes the last ones; returns how many there were.
+    fn finish(mut self) -> Result<usize, Error> {
+        self.flush();
+        self.failed.map_or(Ok(self.count), Err)
+    }
 }
 
 fn head(message: u16, flags: u16, family: u8) -> Head {

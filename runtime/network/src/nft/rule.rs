@@ -76,6 +76,11 @@ const NFPROTO_IPV6: u8 = 10;
 const ESTABLISHED_OR_RELATED: u32 = 2 | 4;
 const NEW: u32 = 8;
 
+/// Source: RFC 9293 section 3.1: where the flags are in a header, and two of them.
+const TCP_FLAGS: u32 = 13;
+const SYN: u8 = 2;
+const ACK: u8 = 16;
+
 /// Expressions, as they go into a message.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Rule(Attributes);
@@ -164,6 +169,13 @@ impl Rule {
                 .compare(NFT_CMP_GTE, &first.to_be_bytes())
                 .compare(NFT_CMP_LTE, &last.to_be_bytes()),
         }
+    }
+
+    /// Only TCP segments that open a connection. Only after [`Rule::protocol`] with TCP.
+    pub(crate) fn first_of_tcp(self) -> Self {
+        self.payload(NFT_PAYLOAD_TRANSPORT_HEADER, TCP_FLAGS, 1, 0)
+            .masked(&[SYN | ACK])
+            .equals(&[SYN])
     }
 
     /// Only ICMPv6 messages of types `first` to `last`.
@@ -352,7 +364,7 @@ impl Rule {
 /// The name of the interface that a packet comes from, or goes to.
 fn interface_name(hook: Hook) -> u32 {
     match hook {
-        Hook::Prerouting => NFT_META_IIFNAME,
+        Hook::Prerouting | Hook::Input => NFT_META_IIFNAME,
         Hook::Output | Hook::Postrouting => NFT_META_OIFNAME,
     }
 }

@@ -185,7 +185,7 @@ fn front(profile: &Profile, rules: &[&Rule]) -> Vec<Step> {
     );
     let is_bounded = !open && profile.default != ScmpAction::Errno(libc::ENOSYS);
     let newest = |arch| is_bounded.then(|| newest_call(rules, arch));
-    let has_conditions = has_conditional_sockets(rules);
+    let functions = conditional_functions(rules);
     let mut arches = vec![ScmpArch::native()];
     arches.extend(&profile.arches);
     let mut sections: Vec<(u32, Vec<Step>)> = Vec::new();
@@ -204,8 +204,8 @@ fn front(profile: &Profile, rules: &[&Rule]) -> Vec<Step> {
             ),
             (_, Some(newest)) => section(newest),
         };
-        if has_conditions {
-            section.extend(without_socketcall(arch));
+        if !functions.is_empty() {
+            section.extend(without_socketcall(arch, &functions));
         }
         if !section.is_empty() {
             sections.push((audit, section));
@@ -217,32 +217,45 @@ fn front(profile: &Profile, rules: &[&Rule]) -> Vec<Step> {
     }
 }
 
-/// Whether the rules tell sockets apart by their arguments.
-fn has_conditional_sockets(rules: &[&Rule]) -> bool {
-    let mut named = rules
-        .iter()
-        .filter(|rule| rule.names.iter().any(|name| name == "socket"))
-        .peekable();
-    named.peek().is_some() && named.all(|rule| !rule.conditions.is_empty())
+/// The functions of socketcall(2) that make sockets, with the calls that do the same. Source: linux/net.h.
+const MAKING_SOCKETS: [(&str, u32); 2] = [("socket", 1), ("socketpair", 8)];
+
+/// Those for which the rules tell sockets apart by the arguments of the call.
+fn conditional_functions(rules: &[&Rule]) -> Vec<u32> {
+    let is_conditional = |call: &str| {
+        let mut named = rules
+            .iter()
+            .filter(|rule| rule.names.iter().any(|name| name == call))
+            .peekable();
+        named.peek().is_some() && named.all(|rule| !rule.conditions.is_empty())
+    };
+    MAKING_SOCKETS
+        .into_iter()
+        .filter_map(|(call, function)| is_conditional(call).then_some(function))
+        .collect()
 }
 
-/// ENOSYS for a socket by socketcall(2), if `arch` has that: libraries then use socket(2). Its arguments are behind a
+/// ENOSYS for these functions of socketcall(2), if `arch` has that: libraries then use socket(2). Its arguments are behind a
 /// pointer, and libseccomp allows it whole where a rule allows some of socket(2).
-fn without_socketcall(arch: ScmpArch) -> Vec<Step> {
-    // Source: linux/net.h.
-    const SYS_SOCKET: u32 = 1;
+fn without_socketcall(arch: ScmpArch, functions: &[u32]) -> Vec<Step> {
     const FIRST_ARGUMENT: u32 = 16;
     let known = ScmpSyscall::from_name_by_arch("socketcall", arch).ok();
     let Some(number) = known.and_then(|call| u32::try_from(call.as_raw_syscall()).ok()) else {
         return Vec::new();
     };
-    vec![
+    // Two at most, so that the jumps are short.
+    let count = functions.len() as u8;
+    let mut steps = vec![
         Step::load(0),
-        Step::jump(EQUAL, number, 0, 3),
+        Step::jump(EQUAL, number, 0, count + 2),
         Step::load(FIRST_ARGUMENT),
-        Step::jump(EQUAL, SYS_SOCKET, 0, 1),
-        Step::return_enosys(),
-    ]
+    ];
+    for (function, left) in functions.iter().zip((0..count).rev()) {
+        let past = u8::from(left == 0);
+        steps.push(Step::jump(EQUAL, *function, left, past));
+    }
+    steps.push(Step::return_enosys());
+    steps
 }
 
 /// The largest number on `arch` of a call that the rules name; the largest of all numbers if they name none above 0.
@@ -498,6 +511,30 @@ pub(super) mod tests {
         assert_eq!(answers[2], EPERM);
         assert!(answers[3] >= 0, "{answers:?}");
         assert_eq!(answers[4..], [EPERM; 4]);
+    }
+
+    /// Whatever number the next kernel gives to a family: asking for one loads its module.
+    #[test]
+    fn sockets_and_pairs_of_them_are_of_five_families_and_of_no_other() {
+        const LISTED: [u64; 5] = [1, 2, 10, 16, 17];
+        const STREAM: u64 = libc::SOCK_STREAM as u64;
+        let families: Vec<u64> = (1..=64).chain([1 << 31, 1 << 32 | 21]).collect();
+        let calls = |call| -> Vec<_> {
+            let of = |family: &u64| (call, [*family, STREAM, 0]);
+            families.iter().map(of).collect()
+        };
+        for call in [libc::SYS_socket, libc::SYS_socketpair] {
+            let answers = by_default(0, &calls(call));
+            for (family, answer) in families.iter().zip(answers) {
+                let is_listed = LISTED.contains(family);
+                // The kernel refuses packets for lack of CAP_NET_RAW, unless the test has it.
+                let is_refused = answer == EPERM && *family != 17;
+                assert_eq!(
+                    is_refused, !is_listed,
+                    "call {call}, family {family}: {answer}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! IPv4 addresses embedded in IPv6 ones, which a translator (NAT64, 6to4, ...) turns into IPv4 again.
 //!
 //! Invariant: an address may embed several, because only the operator of a translator knows its prefix length; all
-//! of them are returned. A prefix from an operator's own addresses cannot be recognized.
+//! of them are returned. A prefix from an operator's own addresses is recognized if the operator names it
+//! ([`super::Denied::nat64`]).
 //! Not here: which addresses are denied.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::Cidr;
+use super::{Cidr, Denied};
 
 /// One way to write an IPv4 address as an IPv6 one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +29,7 @@ const fn form(prefix: u128, bits: u8, octets_at: [u8; 4]) -> Form {
     }
 }
 
-/// All of them. Source: RFC 6052 section 2.2 with RFC 8215 (NAT64), RFC 4291 section 2.5.5, RFC 2765 section 2.1 and
+/// Those that everybody has. Source: RFC 6052 section 2.2 with RFC 8215 (NAT64), RFC 4291 section 2.5.5, RFC 2765 section 2.1 and
 /// RFC 3056 section 2. In the prefix for local use, octet 8 is not part of the address.
 pub const FORMS: [Form; 9] = [
     form(0x64_ff9b << 96, 96, LAST),
@@ -43,6 +44,25 @@ pub const FORMS: [Form; 9] = [
 ];
 
 impl Form {
+    /// That of a NAT64 translator with this prefix; none if it is none of IPv6, or of a length that RFC 6052 section 2.2 does not
+    /// have. Octet 8 is not part of the address there.
+    #[must_use]
+    pub fn of_translator(prefix: Cidr) -> Option<Self> {
+        let IpAddr::V6(base) = prefix.base() else {
+            return None;
+        };
+        let octets_at = match prefix.bits() {
+            32 => [4, 5, 6, 7],
+            40 => [5, 6, 7, 9],
+            48 => [6, 7, 9, 10],
+            56 => [7, 9, 10, 11],
+            64 => [9, 10, 11, 12],
+            96 => LAST,
+            _ => return None,
+        };
+        Some(form(base.to_bits(), prefix.bits(), octets_at))
+    }
+
     /// The addresses of this form.
     pub fn network(&self) -> Cidr {
         Cidr {
@@ -78,27 +98,26 @@ impl Form {
 
     /// The position of the IPv4 address: first octet and length of each run. One of 4, or 2 and 2, or 1, 2 and 1.
     pub fn runs(&self) -> Vec<(u8, u8)> {
-        let longest = if self.octets_at[0] + 3 == self.octets_at[3] {
-            4
-        } else {
-            2
-        };
-        let mut runs: Vec<(u8, u8)> = Vec::with_capacity(3);
-        for place in self.octets_at {
-            match runs.last_mut() {
-                Some((first, length)) if *first + *length == place && *length < longest => {
-                    *length += 1;
-                }
-                _ => runs.push((place, 1)),
-            }
+        let [a, b, c, d] = self.octets_at;
+        match (a + 3 == d, b + 1 == c) {
+            (true, _) => vec![(a, 4)],
+            (false, true) => vec![(a, 1), (b, 2), (d, 1)],
+            (false, false) => vec![(a, 2), (c, 2)],
         }
-        runs
+    }
+}
+
+impl Denied {
+    /// Every form that is known on this node.
+    pub fn forms(&self) -> impl Iterator<Item = Form> {
+        let own = self.nat64.iter().copied().filter_map(Form::of_translator);
+        FORMS.into_iter().chain(own)
     }
 }
 
 /// Every IPv4 address that `address` may embed.
-pub(super) fn embedded(address: Ipv6Addr) -> impl Iterator<Item = Ipv4Addr> {
-    FORMS.iter().filter_map(move |form| form.read(address))
+pub(super) fn embedded(denied: &Denied, address: Ipv6Addr) -> impl Iterator<Item = Ipv4Addr> {
+    denied.forms().filter_map(move |form| form.read(address))
 }
 
 #[cfg(test)]
@@ -121,17 +140,47 @@ mod tests {
             ("2002:c000:221::1", "192.0.2.33"),
         ] {
             let inner: Ipv4Addr = inner.parse().unwrap();
-            let found: Vec<_> = embedded(address.parse().unwrap()).collect();
+            let found: Vec<_> = embedded(&Denied::default(), address.parse().unwrap()).collect();
             assert!(found.contains(&inner), "{address}: {found:?}");
         }
         for address in ["64:ff9b:2::192.0.2.33", "2001:db8::192.0.2.33", "fd00::1"] {
-            assert_eq!(embedded(address.parse().unwrap()).count(), 0, "{address}");
+            let denied = Denied::default();
+            let found = embedded(&denied, address.parse().unwrap());
+            assert_eq!(found.count(), 0, "{address}");
+        }
+    }
+
+    /// The examples of RFC 6052 section 2.4.
+    #[test]
+    fn addresses_are_found_behind_an_operators_own_prefix() {
+        let inner = Ipv4Addr::new(192, 0, 2, 33);
+        for (prefix, address) in [
+            ("2001:db8::/32", "2001:db8:c000:221::"),
+            ("2001:db8:100::/40", "2001:db8:1c0:2:21::"),
+            ("2001:db8:122::/48", "2001:db8:122:c000:2:2100::"),
+            ("2001:db8:122:300::/56", "2001:db8:122:3c0:0:221::"),
+            ("2001:db8:122:344::/64", "2001:db8:122:344:c0:2:2100::"),
+            ("2001:db8:122:344::/96", "2001:db8:122:344::192.0.2.33"),
+        ] {
+            let denied = Denied {
+                nat64: vec![prefix.parse().unwrap()],
+                ..Denied::default()
+            };
+            let found: Vec<_> = embedded(&denied, address.parse().unwrap()).collect();
+            assert_eq!(found, [inner], "{address}");
+        }
+        for odd in ["2001:db8::/33", "2001:db8::/128", "10.0.0.0/32"] {
+            assert_eq!(Form::of_translator(odd.parse().unwrap()), None, "{odd}");
         }
     }
 
     #[test]
     fn masks_and_runs_agree() {
-        for form in FORMS {
+        let own = [32, 40, 48, 56, 64, 96].map(|bits| {
+            let base = "2001:db8::".parse::<IpAddr>().unwrap();
+            Form::of_translator(Cidr::new(base, bits).unwrap()).unwrap()
+        });
+        for form in FORMS.into_iter().chain(own) {
             let (mask, value) = form.bits_of(Ipv4Addr::new(192, 0, 2, 33), 32);
             assert_eq!(form.read(value), Some(Ipv4Addr::new(192, 0, 2, 33)));
             assert_eq!(mask.to_bits() & value.to_bits(), value.to_bits());

@@ -37,6 +37,7 @@ fn refuses_denied_addresses(rules: Vec<Rule>, text: &str) {
         denied: Denied {
             node: vec![node.ip()],
             ports: Denied::USUAL_PORTS.into(),
+            nat64: Vec::new(),
         },
         ..List::default()
     });

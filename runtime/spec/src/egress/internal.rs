@@ -110,7 +110,7 @@ impl List {
             || match address {
                 IpAddr::V4(_) => false,
                 IpAddr::V6(address) => {
-                    embedded_ipv4::embedded(address).any(|inner| names(inner.into()))
+                    embedded_ipv4::embedded(&self.denied, address).any(|inner| names(inner.into()))
                 }
             }
     }
@@ -136,6 +136,7 @@ mod tests {
             denied: Denied {
                 node: vec!["192.0.2.2".parse().unwrap(), "2001:db8::2".parse().unwrap()],
                 ports: Denied::USUAL_PORTS.to_vec(),
+                nat64: vec!["2001:db8:64::/48".parse().unwrap()],
             },
             internal: Internal {
                 domains: vec!["cluster.local".to_owned(), "corp.example.com".to_owned()],
@@ -146,7 +147,7 @@ mod tests {
     }
 
     /// Addresses inside, each of them in every form.
-    const INSIDE: [&str; 24] = [
+    const INSIDE: [&str; 26] = [
         "10.96.0.1",
         "100.64.0.1",
         "172.31.255.255",
@@ -171,6 +172,8 @@ mod tests {
         "64:ff9b:1:7:ff:8:192.0.2.2",
         "2002:a60:1::1",
         "2002:c000:202::1",
+        "2001:db8:64:a60:0:100::",
+        "2001:db8:64:c000:2:200::",
     ];
 
     #[test]

@@ -64,6 +64,8 @@ pub(super) struct Entry {
     pub(super) id: ContainerId,
     pub(super) state: State,
     pub(super) pidfd: OwnedFd,
+    /// It has ended and cannot be reaped yet.
+    pub(super) is_held: bool,
     pub(super) reports: Reports,
     pub(super) log: Option<LogThread>,
     /// The log file, until the process has sent its terminal.

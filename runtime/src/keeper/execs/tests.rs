@@ -1,6 +1,8 @@
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 
+use rustix::event::epoll;
+
 use super::*;
 
 /// Follows an exec whose process sends `reports`, one a line, and exits with 128, until it has ended. Returns what was

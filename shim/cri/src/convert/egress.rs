@@ -96,6 +96,7 @@ fn list(rules: Vec<Rule>) -> List {
         denied: Denied {
             node: Vec::new(),
             ports: Denied::USUAL_PORTS.to_vec(),
+            nat64: Vec::new(),
         },
         own_ports: Vec::new(),
         internal: Internal::default(),

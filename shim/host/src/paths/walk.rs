@@ -36,6 +36,23 @@ struct Facts {
     inode: u64,
     kind: FileType,
     uid: u32,
+    mode: u16,
+}
+
+impl Facts {
+    /// Whether others than root can replace what this directory has of root's. In a sticky one they cannot.
+    fn is_changeable(&self) -> bool {
+        const WRITABLE: u16 = 0o022;
+        const STICKY: u16 = 0o1000;
+        self.uid != 0 || (self.mode & WRITABLE != 0 && self.mode & STICKY == 0)
+    }
+}
+
+/// Where a path leads.
+pub(super) struct Opened {
+    pub(super) file: OwnedFd,
+    /// The first directory or link on the way that others than root can replace, or put another one into.
+    pub(super) changeable: Option<OwnedFd>,
 }
 
 struct Walk<'a> {
@@ -46,12 +63,13 @@ struct Walk<'a> {
     links: usize,
     /// A link that does not belong to root was followed.
     misled: bool,
+    changeable: Option<OwnedFd>,
     /// A directory was created: from here on only directories of ours follow.
     made: bool,
 }
 
 /// See [`Lookup::open`].
-pub(super) fn open(lookup: &Lookup<'_>, path: &Path, missing: Missing) -> io::Result<OwnedFd> {
+pub(super) fn open(lookup: &Lookup<'_>, path: &Path, missing: Missing) -> io::Result<Opened> {
     let here = openat(CWD, "/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     let mut walk = Walk {
         lookup,
@@ -60,6 +78,7 @@ pub(super) fn open(lookup: &Lookup<'_>, path: &Path, missing: Missing) -> io::Re
         steps: VecDeque::new(),
         links: 0,
         misled: false,
+        changeable: None,
         made: false,
     };
     walk.expect(path, false);
@@ -72,7 +91,10 @@ pub(super) fn open(lookup: &Lookup<'_>, path: &Path, missing: Missing) -> io::Re
             other => other?,
         }
     }
-    Ok(walk.here)
+    Ok(Opened {
+        file: walk.here,
+        changeable: walk.changeable,
+    })
 }
 
 impl Walk<'_> {
@@ -103,6 +125,9 @@ impl Walk<'_> {
         };
         let facts = facts(next.as_fd())?;
         self.lookup.enter(Location::Device(facts.device))?;
+        if self.facts.is_changeable() && self.changeable.is_none() {
+            self.changeable = Some(self.here.try_clone()?);
+        }
         if facts.kind != FileType::Symlink {
             (self.here, self.facts) = (next, facts);
             return Ok(());
@@ -119,7 +144,12 @@ impl Walk<'_> {
         if self.links > LINKS {
             return Err(rustix::io::Errno::LOOP.into());
         }
-        if fstatfs(link)?.f_type == libc::PROC_SUPER_MAGIC {
+        let is_magic = fstatfs(link)?.f_type == libc::PROC_SUPER_MAGIC;
+        // Where a magic link leads depends on a process.
+        if (uid != 0 || is_magic) && self.changeable.is_none() {
+            self.changeable = Some(link.try_clone()?);
+        }
+        if is_magic {
             // The text of a magic link in proc need not be its target.
             let flags = OFlags::PATH | OFlags::CLOEXEC;
             self.here = openat(&self.here, name, flags, Mode::empty())?;
@@ -176,12 +206,13 @@ fn facts(file: BorrowedFd<'_>) -> io::Result<Facts> {
         | AtFlags::STATX_DONT_SYNC
         | AtFlags::NO_AUTOMOUNT
         | AtFlags::SYMLINK_NOFOLLOW;
-    let wanted = StatxFlags::TYPE | StatxFlags::INO | StatxFlags::UID;
+    let wanted = StatxFlags::TYPE | StatxFlags::INO | StatxFlags::UID | StatxFlags::MODE;
     let stat = statx(file, "", flags, wanted)?;
     Ok(Facts {
         device: makedev(stat.stx_dev_major, stat.stx_dev_minor),
         inode: stat.stx_ino,
         kind: FileType::from_raw_mode(stat.stx_mode.into()),
         uid: stat.stx_uid,
+        mode: stat.stx_mode,
     })
 }

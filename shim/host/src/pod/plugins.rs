@@ -74,9 +74,11 @@ impl Host {
         match tokio::join!(joined.instrument(attach), keeper) {
             (Ok(addresses), Ok(mut created)) => {
                 let attachment = Attachment::by_plugins(record.id.as_str(), addresses);
-                created.attachment = Some(attachment);
-                match self.apply_egress_again(record).await {
-                    Ok(()) => Ok(created),
+                match self.apply_egress_again(record, attachment).await {
+                    Ok(attachment) => {
+                        created.attachment = Some(attachment);
+                        Ok(created)
+                    }
                     Err(error) => Err(end_keeper(created, error).await),
                 }
             }
@@ -86,17 +88,23 @@ impl Host {
     }
 
     /// Plugins may have given the node addresses: a bridge is created with its first pod. A list must deny those, too.
-    async fn apply_egress_again(self: &Arc<Self>, record: &PodRecord) -> Result<(), Error> {
-        if record.config.reach() == Egress::Open {
-            return Ok(());
-        }
+    async fn apply_egress_again(
+        self: &Arc<Self>,
+        record: &PodRecord,
+        mut attachment: Attachment,
+    ) -> Result<Attachment, Error> {
         let (host, record) = (Arc::clone(self), record.clone());
         blocking("holding a sandbox to its egress list", move || {
-            let netns = network::open_pin(&host.pin(&record.id)).map_err(|error| {
-                let what = format!("open the network namespace of sandbox {}", record.id);
-                network_error(what, error)
-            })?;
-            host.apply_egress(&record, netns.as_fd())
+            if record.config.reach() != Egress::Open {
+                let netns = network::open_pin(&host.pin(&record.id)).map_err(|error| {
+                    let what = format!("open the network namespace of sandbox {}", record.id);
+                    network_error(what, error)
+                })?;
+                host.apply_egress(&record, netns.as_fd())?;
+            }
+            // Last: what fails here has closed nothing.
+            host.close_control_ports(&record, &mut attachment)?;
+            Ok(attachment)
         })
         .await
     }

@@ -81,9 +81,9 @@ impl Host {
             let attaching = Instant::now();
             let made = network.attach(&network_config(record), netns.as_fd());
             crate::counters::builtin("add", attaching.elapsed(), made.is_ok());
-            *attached = Some(
-                made.map_err(|error| network_error(named("attach the network", record), error))?,
-            );
+            let made =
+                made.map_err(|error| network_error(named("attach the network", record), error))?;
+            self.close_control_ports(record, attached.insert(made))?;
             counters::sandbox_connected(record.config.handler, began.elapsed());
         }
         Ok(namespaces)

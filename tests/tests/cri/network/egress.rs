@@ -100,6 +100,21 @@ async fn the_nodes_own_ports_stay_shut_whatever_is_listed() {
             run(&daemon, pod, &client).await.says(&[expected]);
         }
     }
+    // Nor at an address that the node gets while the pod runs, for any daemon.
+    let later = world.node_gets();
+    let api = (api, [6443, 9443].map(|port| Greeter::listen(&later, port)));
+    let mut daemon = daemon;
+    for _ in 0..2 {
+        for port in [6443, 9443] {
+            let ask = format!("nc -w 20 {later} {port} </dev/null || echo shut");
+            for (pod, expected) in [(&open, "open"), (&pod, "shut")] {
+                let client = held(&fresh("c"), &ask);
+                run(&daemon, pod, &client).await.says(&[expected]);
+            }
+        }
+        daemon.kill();
+        daemon.restart().await.unwrap();
+    }
     drop(api);
     daemon.finish().await.unwrap();
 }

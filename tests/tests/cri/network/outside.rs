@@ -67,6 +67,13 @@ impl Outside {
         format!("198.51.100.{}", first + host)
     }
 
+    /// Gives the node another address, which only this test has.
+    pub fn node_gets(&self) -> String {
+        let address = format!("192.0.2.{}", 100 + self.number % 64);
+        assert!(ip(&format!("addr add {address}/32 dev {}", self.link)));
+        address
+    }
+
     /// Gives the world another address, and the node the way there.
     pub fn also(&self, address: &str) {
         assert!(ip(&format!(

@@ -1,17 +1,26 @@
 //! How much one pod can fill of the kernel's tables that it shares with the node: connections, neighbours.
 
+use std::cell::Cell;
 use std::net::UdpSocket;
 
 use super::node::{NODE, NODE_V6, Server, World, is_silent, netns, run, tcp};
 use super::*;
+use crate::nft::forget_flows;
 
 const TABLE: &str = "coracle-caab-count";
 
 /// Entries of the table in `netns`.
 pub(super) fn tracked(netns: &OwnedFd) -> u32 {
+    inside(netns, count)
+}
+
+fn count() -> u32 {
     let path = "/proc/sys/net/netfilter/nf_conntrack_count";
-    let text = inside(netns, || std::fs::read_to_string(path).unwrap());
-    text.trim().parse().unwrap()
+    std::fs::read_to_string(path)
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap()
 }
 
 /// Sends a datagram to each of `count` ports of `target`, which nobody answers.
@@ -55,12 +64,7 @@ fn one_pod_does_not_fill_the_nodes_table_of_connections() {
 fn with_node_limit(world: &mut World, limit: u32) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), format!("{limit}\n")).unwrap();
-    let config = &world.network.config;
-    world.network.sources = Sources::new(
-        &config.interface_prefix,
-        config.connections_per_pod,
-        file.path().to_owned(),
-    );
+    world.network.sources = Sources::new(&world.network.config, file.path().to_owned());
     file
 }
 
@@ -94,7 +98,9 @@ fn all_pods_together_leave_the_node_a_quarter_of_its_table() {
 
 #[test]
 fn a_pods_connections_go_with_it_and_no_others() {
-    let world = World::new();
+    let mut world = World::new();
+    // An eighth of it is in use.
+    let _file = with_node_limit(&mut world, 8192);
     let (one, two) = (Server::new("one", 80), Server::new("two", 80));
     let a = world.attach(&one.netns, "one", &[]);
     let b = world.attach(&two.netns, "two", &[]);
@@ -111,8 +117,8 @@ fn a_pods_connections_go_with_it_and_no_others() {
     let others = tracked(&world.node);
     assert!(others >= 4, "{others} entries");
     talk(&one, &a);
-    flood(&one.netns, NODE.parse().unwrap(), 1000);
-    assert!(tracked(&world.node) >= others + 1000);
+    flood(&one.netns, NODE.parse().unwrap(), 1100);
+    assert!(tracked(&world.node) >= others + 1100);
     world.detach(&a);
     let left = tracked(&world.node);
     assert!((others - 2..=others).contains(&left), "{left} of {others}");
@@ -120,6 +126,59 @@ fn a_pods_connections_go_with_it_and_no_others() {
     world.detach(&a);
     drop(node);
     world.detach(&b);
+}
+
+#[test]
+fn a_pod_goes_without_a_walk_over_the_nodes_table_where_that_has_room() {
+    let mut world = World::new();
+    let file = with_node_limit(&mut world, 8192);
+    let one = netns();
+    let a = world.attach(&one, "one", &[]);
+    let before = tracked(&world.node);
+    flood(&one, NODE.parse().unwrap(), 900);
+    world.detach(&a);
+    assert!(tracked(&world.node) >= before + 900);
+    // The next one that goes finds it full.
+    std::fs::write(file.path(), "4096\n").unwrap();
+    let two = netns();
+    let b = world.attach(&two, "two", &[]);
+    flood(&two, NODE.parse().unwrap(), 100);
+    let all = tracked(&world.node);
+    world.detach(&b);
+    let left = tracked(&world.node);
+    assert!(left + 100 <= all, "{left} of {all}");
+}
+
+#[test]
+fn stale_entries_are_deleted_while_others_are_still_being_listed() {
+    const COUNT: u16 = 5000;
+    let world = World::new();
+    for line in [
+        "nft add table ip track",
+        "nft add chain ip track out { type filter hook output priority 0 ; }",
+        "nft add rule ip track out ct state new accept",
+    ] {
+        run(&world.node, line);
+    }
+    let target: IpAddr = "198.51.100.2".parse().unwrap();
+    flood(&world.node, target, COUNT);
+    let all = tracked(&world.node);
+    assert!(all >= COUNT.into(), "{all} entries");
+    // How many there are when the last of them is looked at.
+    let (deleted, last) = inside(&world.node, || {
+        let (seen, last) = (Cell::new(0), Cell::new(all));
+        let deleted = forget_flows(|flow| {
+            seen.set(seen.get() + 1);
+            if seen.get() % 100 == 0 {
+                last.set(count());
+            }
+            flow.target == target
+        });
+        (deleted.unwrap(), last.get())
+    });
+    assert!(deleted >= COUNT.into(), "{deleted} of {all}");
+    assert!(last < all / 2, "{last} of {all}");
+    assert!(tracked(&world.node) <= all - u32::from(COUNT));
 }
 
 /// The table of neighbours is one for all network namespaces.

@@ -15,6 +15,8 @@ use crate::{HostPort, Protocol};
 
 /// Most connections of the pod.
 const CONNECTIONS: u32 = 1024;
+/// Prefixes of the operator's own translators.
+const NAT64: [&str; 2] = ["2001:db8:6400::/40", "2001:db8:65::/96"];
 const METADATA: &str = "169.254.169.254";
 
 struct Setup {
@@ -68,7 +70,8 @@ fn set_up(rules: &[&str]) -> Setup {
 
 impl Setup {
     fn listed(&self, rules: &[&str], resolvers: &[&str]) {
-        let denied = inside(&self.world.node, || denied_of_this_node(&[])).unwrap();
+        let mut denied = inside(&self.world.node, || denied_of_this_node(&[])).unwrap();
+        denied.nat64 = NAT64.map(|prefix| prefix.parse().unwrap()).into();
         let egress = Egress::Listed(List {
             rules: rules.iter().map(|rule| rule.parse().unwrap()).collect(),
             denied,
@@ -265,9 +268,20 @@ fn a_translator_on_the_way_opens_nothing() {
         "64:ff9b:1:7:c6:3364:100:0",
         "::ffff:0:c633:6401",
         "2002:c633:6401::1",
+        "2001:db8:64c6:3364:1::",
+        "2001:db8:65::c633:6401",
     ];
-    let metadata = ["64:ff9b::a9fe:a9fe", "64:ff9b:1:a9fe:a9:fe00::"];
-    let harmless = ["64:ff9b::c633:6402", "64:ff9b:1::c633:6402"];
+    let metadata = [
+        "64:ff9b::a9fe:a9fe",
+        "64:ff9b:1:a9fe:a9:fe00::",
+        "2001:db8:64a9:fea9:fe::",
+        "2001:db8:65::a9fe:a9fe",
+    ];
+    let harmless = [
+        "64:ff9b::c633:6402",
+        "64:ff9b:1::c633:6402",
+        "2001:db8:65::c633:6402",
+    ];
     for address in hiding.into_iter().chain(metadata).chain(harmless) {
         run(outside, &format!("ip addr add {address}/128 dev lo nodad"));
         run(
@@ -328,6 +342,8 @@ fn a_listed_name_opens_nothing_inside_unless_it_may_lead_there() {
         "64:ff9b::c633:6401",
         "64:ff9b:1:c6:33:6401::",
         "2002:a60:1::1",
+        "2001:db8:640a:6000:1::",
+        "2001:db8:65::a60:1",
     ];
     let public = [
         "203.0.113.7/32",

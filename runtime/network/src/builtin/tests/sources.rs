@@ -242,6 +242,40 @@ fn a_packet_arrives_from_its_pods_address_and_from_no_other() {
 }
 
 #[test]
+fn nobody_else_speaks_as_a_pod() {
+    let street = Street::new();
+    let world = &street.world;
+    // What an operator may have set, and what IPv6 does not have at all.
+    for interface in ["all", "up0"] {
+        set(
+            &world.node,
+            &format!("ipv4/conf/{interface}/rp_filter"),
+            "0",
+        );
+    }
+    for family in 0..2 {
+        let target = street.address(2, family);
+        let listener = inside(street.pod(2), || UdpSocket::bind((target, PORT)).unwrap());
+        let heard = |source: IpAddr, limit| {
+            send_from(&world.outside, source, SocketAddr::new(target, PORT));
+            received(&listener, limit).is_some()
+        };
+        let own = ["198.51.100.2", "2001:db8:1::2"][family].parse().unwrap();
+        assert!(heard(own, PATIENCE), "{own}");
+        let neighbours = street.address(1, family);
+        assert!(!heard(neighbours, SHORT), "{neighbours}");
+        // One of the subnet that no pod has leads to nobody.
+        let nobodys = ["10.0.31.200", "fd00:c0:ac:1::c8"][family].parse().unwrap();
+        assert!(heard(nobodys, PATIENCE), "{nobodys}");
+    }
+    // The pods themselves go on.
+    for family in 0..2 {
+        let own = street.address(0, family);
+        assert!(street.reaches_third(own, family), "{own}");
+    }
+}
+
+#[test]
 fn pods_of_an_older_build_are_held_from_the_daemons_start_on() {
     let mut street = Street::new();
     street.age();

@@ -58,6 +58,12 @@ impl Rule {
         self.load_address(is_ipv4, false, 0).look_up(set)
     }
 
+    /// Only packets from an address in `set`.
+    pub(crate) fn source_in(self, set: Set) -> Self {
+        let is_ipv4 = set.key.first() == Some(&Type::Ipv4);
+        self.load_address(is_ipv4, true, 0).look_up(set)
+    }
+
     /// Only IPv6 packets to an address whose bits under `mask` equal `value`.
     pub(crate) fn destination_bits(self, mask: Ipv6Addr, value: Ipv6Addr) -> Self {
         let loaded = self.load_address(false, false, 0);

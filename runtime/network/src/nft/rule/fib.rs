@@ -9,6 +9,7 @@ use super::{Attributes, NFT_CMP_EQ, NFT_CMP_NEQ, NFT_REG32_00, NFTA_DREG, Rule};
 const NFTA_FIB_RESULT: u16 = 2;
 const NFTA_FIB_FLAGS: u16 = 3;
 const NFT_FIB_RESULT_OIF: u32 = 1;
+const NFT_FIB_RESULT_OIFNAME: u32 = 2;
 const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
 const NFTA_FIB_F_SADDR: u32 = 1;
 const NFTA_FIB_F_DADDR: u32 = 2;
@@ -36,6 +37,13 @@ impl Rule {
         let flags = NFTA_FIB_F_SADDR | NFTA_FIB_F_IIF | NFTA_FIB_F_PRESENT;
         let loaded = self.fib(NFT_FIB_RESULT_OIF, flags);
         loaded.compare(NFT_CMP_EQ, &0u32.to_ne_bytes())
+    }
+
+    /// Only packets whose answers would leave by an interface whose name begins with `prefix`. Only in a chain of packets that
+    /// arrive.
+    pub(crate) fn source_is_behind(self, prefix: &str) -> Self {
+        let loaded = self.fib(NFT_FIB_RESULT_OIFNAME, NFTA_FIB_F_SADDR);
+        loaded.compare(NFT_CMP_EQ, prefix.as_bytes())
     }
 
     fn fib(self, result: u32, flags: u32) -> Self {

@@ -98,7 +98,8 @@ pub(super) fn allowed(
     Ok((moment, hook))
 }
 
-/// Errors: it is no program, or others than root can write it or a directory that leads to it.
+/// Errors: it is no program, or others than root can write it, or change where its path leads: its path is resolved once more when
+/// it is executed, so that every directory and every link on the way counts.
 fn is_roots_alone(path: &Path, lookup: &Lookup<'_>) -> Result<(), String> {
     let found = lookup
         .resolve(path)
@@ -107,29 +108,14 @@ fn is_roots_alone(path: &Path, lookup: &Lookup<'_>) -> Result<(), String> {
     if !file.is_file() || file.mode() & 0o111 == 0 {
         return Err("it is not an executable file".to_owned());
     }
-    let foreign = |facts: &std::fs::Metadata, open: u32| {
-        facts.uid() != 0 || facts.mode() & open & !sticky(facts) != 0
-    };
-    if foreign(file, 0o022) {
+    if file.uid() != 0 || file.mode() & 0o022 != 0 {
         return Err("others than root can write it".to_owned());
     }
-    for directory in found.path.ancestors().skip(1) {
-        let facts = std::fs::symlink_metadata(directory)
-            .map_err(|error| format!("{} cannot be looked at: {error}", directory.display()))?;
-        if foreign(&facts, 0o022) {
-            return Err(format!(
-                "others than root can write {}",
-                directory.display()
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// The permission bits that do not count: in a sticky directory nobody replaces a file of root's.
-fn sticky(facts: &std::fs::Metadata) -> u32 {
-    match facts.is_dir() && facts.mode() & 0o1000 != 0 {
-        true => 0o022,
-        false => 0,
+    match found.changeable {
+        Some(entry) => Err(format!(
+            "others than root can change {}, which leads to it",
+            entry.display()
+        )),
+        None => Ok(()),
     }
 }

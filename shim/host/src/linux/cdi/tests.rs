@@ -245,6 +245,32 @@ fn a_hook_is_what_its_specification_says_and_a_program_of_roots_alone() {
     mode(&scratch.0, 0o777);
     assert!(resolve().unwrap_err().contains("others than root"));
     mode(&scratch.0, 0o1777);
+    // Nor can others have the way to it lead elsewhere between this look and its execution.
+    let links = scratch.0.join("links");
+    std::fs::create_dir(&links).unwrap();
+    let inner = scratch.0.join("inner");
+    std::fs::create_dir(&inner).unwrap();
+    std::fs::rename(&path, inner.join("hook")).unwrap();
+    std::os::unix::fs::symlink("links/hook", &path).unwrap();
+    std::os::unix::fs::symlink("../inner/hook", links.join("hook")).unwrap();
+    mode(&links, 0o777);
+    let refused = resolve().unwrap_err();
+    let named = links.to_str().unwrap();
+    assert!(
+        refused.contains("others than root") && refused.contains(named),
+        "{refused}"
+    );
+    mode(&links, 0o755);
+    resolve().unwrap();
+    std::os::unix::fs::lchown(&path, Some(65534), None).unwrap();
+    let refused = resolve().unwrap_err();
+    let named = path.to_str().unwrap();
+    assert!(
+        refused.contains("others than root") && refused.contains(named),
+        "{refused}"
+    );
+    std::fs::remove_file(&path).unwrap();
+    std::fs::rename(inner.join("hook"), &path).unwrap();
     let hooks = resolve().unwrap().hooks;
     let [hook] = hooks.as_slice() else {
         panic!("{hooks:?}")
