@@ -117,7 +117,7 @@ async fn a_pull_from_a_registry_that_dies_in_a_blob_is_retried_and_keeps_finishe
     let dying = Digest::of(&layers[1].1);
     liar.on(
         &format!("/app/blobs/{dying}"),
-        Reply::Dies(layers[1].1.clone(), 50_000),
+        Reply::Dies(vec![], layers[1].1.clone(), 50_000),
     );
     let reference = format!("{}/app:v1", liar.host);
     let error = pull(&images, &reference).await.unwrap_err();

@@ -20,8 +20,8 @@ type Log = Arc<Mutex<Vec<String>>>;
 pub enum Reply {
     /// This status, these headers, this body.
     Full(u16, Vec<(&'static str, String)>, Vec<u8>),
-    /// Promises the whole body, sends this many bytes, hangs up.
-    Dies(Vec<u8>, usize),
+    /// These headers; promises the whole body, sends this many bytes, hangs up.
+    Dies(Vec<(&'static str, String)>, Vec<u8>, usize),
     /// Sends what a Range asks for, or all, but hangs up after this many bytes.
     Breaks(Vec<u8>, usize),
     /// Promises the whole body, sends this many bytes, says nothing more.
@@ -217,8 +217,9 @@ async fn serve(
             )
             .await;
         }
-        Reply::Dies(body, sent) => {
-            send(&mut stream, (200, &[]), &body, has_body.then_some(sent)).await;
+        Reply::Dies(headers, body, sent) => {
+            let sent = has_body.then_some(sent);
+            send(&mut stream, (200, &headers), &body, sent).await;
         }
         Reply::Breaks(body, most) => breaks(&mut stream, &head, &body, most).await,
         Reply::Stalls(body, sent) => {
