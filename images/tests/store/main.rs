@@ -18,6 +18,7 @@ mod proxy;
 mod pulls;
 mod removal;
 mod resume;
+mod self_check;
 mod signature_bounds;
 mod signature_namespaces;
 mod signatures;
