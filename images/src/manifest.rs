@@ -335,7 +335,7 @@ fn classify(
         Err(layers) => Err(Error::invalid(
             what,
             format!(
-                "a WebAssembly artifact holds one application/wasm layer and nothing else, this one holds {modules} among {} layers; compose a component with its dependencies into one before the push",
+                "a WebAssembly artifact holds one application/wasm layer and nothing else, this one holds {modules} among {} layers; compose a component with its dependencies into one before the push, with `coracle pack --plug`",
                 layers.len()
             ),
         )),
