@@ -303,5 +303,21 @@ async fn a_component_is_composed_with_what_it_needs_and_runs() {
     let says = format!("{length} exports nothing that {greets} imports");
     assert!(refused.contains(&says), "{refused}");
     fs::remove_dir_all(&dir).unwrap();
+    // Not composed, but with its dependencies as further layers.
+    let component = |name| guests::wat(&format!("component-{name}")).unwrap();
+    let mut image = Image::artifact(&component("greets"));
+    let dependency = Image::artifact(&component("greeter"));
+    image.layers.extend(dependency.layers);
+    let pushed = image.push(images().registry.host(), "composed/layers", "v1");
+    let refused = daemon.cri().pull(&pushed.unwrap().reference).await;
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    let message = refused.message();
+    for says in [
+        "its specification has consumers reject",
+        "`coracle pack --plug`",
+    ] {
+        assert!(message.contains(says), "{message}");
+    }
     daemon.finish().await.unwrap();
 }
