@@ -5,6 +5,7 @@
 mod support;
 
 mod artifacts;
+mod cosign;
 mod export;
 mod failure;
 mod hosts_toml;
