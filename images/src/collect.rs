@@ -167,7 +167,10 @@ impl Inner {
         }
         let mut removed = Vec::new();
         for (chain, layer) in layers {
-            self.write().layers.remove(&chain);
+            let mut index = self.write();
+            index.layers.remove(&chain);
+            index.broken.remove(&chain);
+            drop(index);
             let removed_layer = self.blobs.retire_layer(&chain, layer.usage())?;
             removed.push((chain, removed_layer));
         }

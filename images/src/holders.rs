@@ -135,7 +135,7 @@ impl Inner {
     }
 
     /// Deletes an image's record, or hides it while it is leased. The caller holds the writer's lock.
-    fn hide_or_forget(&self, record: &Record) -> Result<(), Error> {
+    pub(crate) fn hide_or_forget(&self, record: &Record) -> Result<(), Error> {
         if self.forget(|other| other.id == record.id)?.is_empty() {
             self.metadata.commit(&Change {
                 put_images: vec![record.hidden()],

@@ -45,6 +45,7 @@ mod registry;
 mod regular_file;
 mod room;
 mod run_config;
+mod self_check;
 mod shares;
 mod signature;
 mod singleflight;

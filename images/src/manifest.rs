@@ -332,14 +332,22 @@ fn classify(
                 other.media_type
             ),
         )),
-        Err(layers) => Err(Error::invalid(
-            what,
-            format!(
-                "a WebAssembly artifact holds one application/wasm layer and nothing else, this one holds {modules} among {} layers; compose a component with its dependencies into one before the push",
-                layers.len()
-            ),
-        )),
+        Err(layers) => Err(Error::invalid(what, not_one_module(modules, layers.len()))),
     }
+}
+
+/// Why an artifact of these layers is refused. The specification of the CNCF, "Wasm OCI Artifact layout", asks for it: several
+/// layers, a component and those that it imports, are for a later version of the format.
+fn not_one_module(modules: usize, layers: usize) -> String {
+    let advice = match modules {
+        0 | 1 => "",
+        _ => {
+            "; its specification has consumers reject a component that comes with its dependencies in layers of their own: compose them into one before the push, with `coracle pack --plug`"
+        }
+    };
+    format!(
+        "a WebAssembly artifact holds one application/wasm layer and nothing else, this one holds {modules} among {layers} layers{advice}"
+    )
 }
 
 fn blob(what: &str, descriptor: &Descriptor, max: u64, limit: &'static str) -> Result<Blob, Error> {
@@ -477,7 +485,10 @@ mod tests {
         let tar = "application/vnd.oci.image.layer.v1.tar";
         for (layers, says) in [
             (&[][..], "holds 0 among 0"),
-            (&["application/wasm", "application/wasm"], "holds 2 among 2"),
+            (
+                &["application/wasm", "application/wasm"],
+                "holds 2 among 2 layers; its specification has consumers reject",
+            ),
             (&["application/wasm", tar], "holds 1 among 2"),
             (
                 &[tar],

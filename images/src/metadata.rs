@@ -357,6 +357,7 @@ mod tests {
                 blob: Digest::of(b"blob"),
                 bytes: 1,
                 inodes: 2,
+                tree: Some(u64::MAX),
             },
         )
     }

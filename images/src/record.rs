@@ -319,6 +319,10 @@ pub(crate) struct LayerRecord {
     pub blob: Digest,
     pub bytes: u64,
     pub inodes: u64,
+    /// Stands for its tree as it was then; `None` in records of builds that did not keep it, and for artifacts, whose files
+    /// are blobs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tree: Option<u64>,
 }
 
 impl LayerRecord {

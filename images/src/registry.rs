@@ -10,6 +10,9 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
 use crate::config::ImagesConfig;
 use crate::endpoint::{
     BlobStream, Credentials, Document, Endpoint, NextPage, Resume, Rules, TransferLimits,
@@ -101,7 +104,8 @@ impl Registry {
     }
 
     /// An index of manifests that refer to `digest`, of at most `allowed` bytes: the first page, or `page`; and the page that
-    /// follows. Errors: `NotInRegistry` if no host has that API.
+    /// follows. A mirror that lists nothing may know of nothing: the next host is asked. Errors: `NotInRegistry` if no host has
+    /// that API.
     pub(crate) async fn referrers(
         &self,
         digest: &Digest,
@@ -109,16 +113,22 @@ impl Registry {
         page: Option<&NextPage>,
     ) -> Result<(Document, Option<NextPage>), Error> {
         let what = format!("referrers of {digest}");
+        let what = what.as_str();
         let Some(page) = page else {
+            let last = self.endpoints.last().map(Endpoint::host);
             return self
-                .first(Task::Pull, &what, |endpoint| {
-                    endpoint.referrers(digest, allowed, None)
+                .first(Task::Pull, what, |endpoint| async move {
+                    let (list, next) = endpoint.referrers(digest, allowed, None).await?;
+                    match next.is_none() && lists_nothing(&list) && Some(endpoint.host()) != last {
+                        true => Err(endpoint.has_not(what)),
+                        false => Ok((list, next)),
+                    }
                 })
                 .await;
         };
         let mut hosts = self.candidates(Task::Pull);
         let Some(endpoint) = hosts.find(|endpoint| page.is_of(endpoint)) else {
-            return Err(self.no_capable_host(Task::Pull, &what));
+            return Err(self.no_capable_host(Task::Pull, what));
         };
         endpoint.authenticate().await?;
         endpoint.referrers(digest, allowed, Some(page)).await
@@ -218,4 +228,14 @@ impl Registry {
             problem: format!("no host that still answers has the capability {capability:?}"),
         }
     }
+}
+
+/// Whether it is a list of referrers, and an empty one.
+fn lists_nothing(list: &Document) -> bool {
+    #[derive(Deserialize)]
+    struct Referrers {
+        manifests: Vec<IgnoredAny>,
+    }
+    let referrers = serde_json::from_slice::<Referrers>(&list.bytes);
+    referrers.is_ok_and(|list| list.manifests.is_empty())
 }

@@ -68,6 +68,8 @@ pub(crate) struct Index {
     pub(crate) images: BTreeMap<ImageId, (Record, Arc<Image>)>,
     pub(crate) names: HashMap<String, Named>,
     pub(crate) layers: HashMap<Digest, LayerRecord>,
+    /// Layers that are not what was unpacked, and are still there.
+    pub(crate) broken: HashSet<Digest>,
     pub(crate) leases: Leases,
     pub(crate) sources: Sources,
     pub(crate) preloaded: HashMap<String, Preloaded>,
@@ -76,8 +78,8 @@ pub(crate) struct Index {
 impl Images {
     /// Opens the store under `config.root`, making it if it is not there; its layers are unpacked by `unpackers`.
     ///
-    /// Temporary files are removed; images whose files are missing are dropped, with an error in the log. Unreferenced
-    /// content stays until the first [`Images::collect`]. Errors: the store is open in another process, is of a newer
+    /// Temporary files are removed; images whose files are missing are dropped, with an error in the log; what is in them is
+    /// looked at by [`Images::check_content`]. Unreferenced content stays until the first [`Images::collect`]. Errors: the store is open in another process, is of a newer
     /// version, or the disk fails.
     pub async fn open(
         config: ImagesConfig,
@@ -238,6 +240,7 @@ impl Inner {
     pub(crate) fn publish(&self, candidate: Candidate) -> Result<Arc<Image>, Error> {
         let _writer = self.writer();
         let new = candidate.record.clone();
+        self.refuse_broken(&new.chains)?;
         let mut change = Change::default();
         let record = {
             let index = self.read();

@@ -31,6 +31,7 @@ use files::Files;
 pub(crate) use files::compression_of;
 
 pub(crate) use coracle_unpack::{OPAQUE, RATIO_FLOOR_BYTES};
+pub(crate) use measure::measure;
 
 /// Uncompressed bytes per second of CPU time that an unpacker gets; far below the speed of any machine.
 const BYTES_A_SECOND: u64 = 16 << 20;
@@ -155,26 +156,28 @@ pub(crate) struct Usage {
 
 /// Unpacks `source` into the existing, empty directory `into`.
 ///
-/// Dropping the future kills the unpacker. On any error `into` holds part of the layer; the caller removes it.
+/// Dropping the future kills the unpacker. On any error `into` holds part of the layer; the caller removes it. Returns what
+/// it occupies, and what stands for its tree.
 pub(crate) async fn unpack(
     launcher: &dyn UnpackerLauncher,
     source: &Source<'_>,
     into: &Path,
     budget: &mut Budget,
-) -> Result<Usage, Error> {
+) -> Result<(Usage, u64), Error> {
     let files = Files::of_layer(source.path, source.compression()?, into);
     let packed = Packed {
         what: source.what(),
         path: source.path,
     };
-    let unpacked = run(launcher, &packed, files.await?, into, budget).await?;
+    let (unpacked, tree) = run(launcher, &packed, files.await?, into, budget).await?;
     source.check(&unpacked)?;
     budget.bytes_left = budget.bytes_left.saturating_sub(unpacked.archive_bytes);
     budget.entries_left = budget.entries_left.saturating_sub(unpacked.entries);
-    Ok(Usage {
+    let usage = Usage {
         bytes: unpacked.bytes,
         inodes: unpacked.inodes,
-    })
+    };
+    Ok((usage, tree))
 }
 
 /// Unpacks `archive`, a tar of any compression that an unpacker knows, into the existing, empty directory `into`, within
@@ -205,14 +208,14 @@ struct Packed<'a> {
     path: &'a Path,
 }
 
-/// Runs one unpacker to its end. Errors: its verdict, if it is not that all was unpacked.
+/// Runs one unpacker to its end. Returns what stands for the tree, too. Errors: its verdict, if it is not that all was unpacked.
 async fn run(
     launcher: &dyn UnpackerLauncher,
     packed: &Packed<'_>,
     files: Files,
     into: &Path,
     budget: &Budget,
-) -> Result<Unpacked, Error> {
+) -> Result<(Unpacked, u64), Error> {
     let failed = |error| Error::io("unpack into", into, error);
     let job = Job {
         compression: files.compression,
@@ -248,11 +251,15 @@ async fn run(
     }
 }
 
-/// What an unpacker reports, or more where it has written more than that. Blocks.
+/// What an unpacker reports, or more where it has written more than that; and what stands for the tree. Blocks.
 ///
 /// Errors: it has written more than a job with `bounds` can have; what it has written cannot be read.
-fn corrected(unpacked: Unpacked, tree: &OwnedFd, bounds: &Bounds) -> Result<Unpacked, Cause> {
-    let measured = measure::measure(tree, bounds.entries)?;
+fn corrected(
+    unpacked: Unpacked,
+    tree: &OwnedFd,
+    bounds: &Bounds,
+) -> Result<(Unpacked, u64), Cause> {
+    let measured = measure(tree, bounds.entries)?;
     let measured = measured.filter(|measured| measured.bytes <= bounds.bytes);
     let Some(measured) = measured else {
         let problem = format!(
@@ -271,7 +278,7 @@ fn corrected(unpacked: Unpacked, tree: &OwnedFd, bounds: &Bounds) -> Result<Unpa
         entries: unpacked.entries.max(measured.names),
         ..unpacked
     };
-    Ok(corrected)
+    Ok((corrected, measured.tree))
 }
 
 /// What an unpacker reports, if a job with `bounds` can have given it. Errors: it cannot.
@@ -493,7 +500,7 @@ mod tests {
             let mut budget = Budget::new(&Limits::default(), "");
             super::unpack(&liar, &source, directory.path(), &mut budget).await
         };
-        let usage = unpack(honest.clone()).await.unwrap();
+        let (usage, _) = unpack(honest.clone()).await.unwrap();
         assert_eq!((usage.bytes, usage.inodes), (2024, 2));
         for lie in lies {
             let mut unpacked = honest.clone();
@@ -522,8 +529,8 @@ mod tests {
         let liar = Liar(Verdict::Unpacked(low));
         let unpack = async |limits: &Limits| {
             let mut budget = Budget::new(limits, "");
-            let usage = super::unpack(&liar, &source, &tree, &mut budget).await;
-            usage.map(|usage| (usage, budget.entries_left, budget.bytes_left))
+            let unpacked = super::unpack(&liar, &source, &tree, &mut budget).await;
+            unpacked.map(|(usage, _)| (usage, budget.entries_left, budget.bytes_left))
         };
         let enough = Limits {
             max_entries: 4,

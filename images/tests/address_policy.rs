@@ -181,11 +181,27 @@ async fn no_error_shows_what_a_redirect_has_fetched() {
     }
 }
 
+/// What the kernel holds of a connection on its way.
+const BUFFERS: usize = 12 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn header_fields_without_an_end_are_given_up() {
+    let manifest = "/app/manifests/v1".to_owned();
+    for path in ["/".to_owned(), manifest, blob(MODULE)] {
+        let site = Site::new(true).await;
+        site.liar.on(&path, Reply::EndlessHead);
+        let failed = site.pull(false).await.unwrap_err();
+        let kind = failed.kind();
+        assert_eq!(kind, ErrorKind::RegistryUnavailable, "{path}: {failed}");
+        // Three attempts at most.
+        let sent = site.liar.sent();
+        assert!(sent < 3 * BUFFERS, "{path}: {sent} bytes were taken");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_read_whole_is_bounded_before_it_is_read() {
     const ALLOWED: u64 = 100 << 10;
-    /// What the kernel holds of a connection on its way.
-    const BUFFERS: usize = 12 << 20;
     let scope = "/token?scope=repository%3Aapp%3Apull&service=s";
     for (what, path, status) in [
         ("manifest", "/app/manifests/v1", 200),

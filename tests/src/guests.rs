@@ -235,6 +235,9 @@ mod tests {
             "component-hello",
             "component-exit",
             "component-sleep",
+            "component-greets",
+            "component-greeter",
+            "component-length",
         ] {
             assert!(wat(name).unwrap().starts_with(b"\0asm"), "{name}");
         }

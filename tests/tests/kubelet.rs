@@ -20,5 +20,7 @@ mod node;
 mod numbers;
 #[path = "kubelet/pods.rs"]
 mod pods;
+#[path = "kubelet/preloaded.rs"]
+mod preloaded;
 #[path = "kubelet/streams.rs"]
 mod streams;

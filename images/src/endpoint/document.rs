@@ -61,6 +61,13 @@ pub(crate) async fn large_document(size: u64) -> Option<SemaphorePermit<'static>
     PERMITS.acquire().await.ok()
 }
 
+/// What the body is sent as: the media type alone, in lower case.
+pub(super) fn content_type(answer: &Answer) -> Option<String> {
+    let sent = answer.response.headers().get(CONTENT_TYPE)?;
+    let kind = sent.to_str().ok()?.split(';').next()?;
+    Some(kind.trim().to_ascii_lowercase())
+}
+
 /// Reads a document.
 pub(super) async fn read(
     wire: &Wire,
@@ -68,10 +75,7 @@ pub(super) async fn read(
     bound: Bound<'_>,
 ) -> Result<Document, Error> {
     bound.check(answer)?;
-    let content_type = answer.response.headers().get(CONTENT_TYPE);
-    let content_type = content_type.and_then(|value| value.to_str().ok());
-    let content_type = content_type.and_then(|text| text.split(';').next());
-    let content_type = content_type.map(|text| text.trim().to_ascii_lowercase());
+    let content_type = content_type(answer);
     let (mut body, mut permit) = (BytesMut::new(), None);
     let mut is_whole = read_until(wire, answer, bound, &mut body, LARGE.min(bound.allowed)).await?;
     if !is_whole && bound.allowed > LARGE {

@@ -31,7 +31,7 @@ impl NextPage {
 
 impl Endpoint {
     /// An index of manifests that refer to `digest`, of at most `allowed` bytes, and the page that follows. Errors:
-    /// `NotInRegistry` if the host does not have this API.
+    /// `NotInRegistry` if the host does not have this API, as cosign knows it: not every such host answers 404.
     pub(crate) async fn referrers(
         &self,
         digest: &Digest,
@@ -46,7 +46,15 @@ impl Endpoint {
                     query: page.map(|page| page.query.as_str()),
                     ..Call::new(Method::GET, &path, &[OCI_INDEX])
                 };
-                let mut answer = self.get(call, &what).await?;
+                let mut answer = match self.get(call, &what).await {
+                    Err(Error::Status {
+                        status: 400 | 406, ..
+                    }) => return Err(self.has_not(&what)),
+                    answer => answer?,
+                };
+                if document::content_type(&answer).as_deref() != Some(OCI_INDEX) {
+                    return Err(self.has_not(&what));
+                }
                 let bound = Bound {
                     what: &what,
                     limit: "max_manifest_bytes",
@@ -58,6 +66,14 @@ impl Endpoint {
             })
         })
         .await
+    }
+
+    /// The error for what it does not have.
+    pub(crate) fn has_not(&self, what: &str) -> Error {
+        Error::NotInRegistry {
+            registry: self.host().to_owned(),
+            what: what.to_owned(),
+        }
     }
 
     fn next_page(&self, answer: &Answer) -> Option<NextPage> {

@@ -79,6 +79,7 @@ impl Inner {
                 blob: first.blob.digest.clone(),
                 bytes: usage.bytes,
                 inodes: usage.inodes,
+                tree: None,
             };
             self.record_layer(chain, record)?;
         }

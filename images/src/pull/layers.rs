@@ -108,7 +108,7 @@ impl Job {
         let (inner, chain, blob) = (inner.clone(), self.chain.clone(), self.blob.digest.clone());
         // In any case: removing a half-made layer blocks, too.
         blocking("storing a layer", move || {
-            let usage = unpacked?;
+            let (usage, tree) = unpacked?;
             let is_ours = inner.blobs.commit_layer(draft, &chain, usage)?;
             // A stored layer without a record is as good, and gets a record now.
             if is_ours || !inner.read().layers.contains_key(&chain) {
@@ -119,6 +119,7 @@ impl Job {
                     blob,
                     bytes: usage.bytes,
                     inodes: usage.inodes,
+                    tree: Some(tree),
                 };
                 inner.record_layer(&chain, record)?;
             }

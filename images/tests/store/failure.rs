@@ -9,8 +9,8 @@ use serde_json::json;
 
 use super::{GZIP, content, open, pull, wasm};
 use crate::support::{
-    MODULE, Parts, Registry, Reply, Scratch, ScriptedRegistry, TAR, Unpackers, WASM_CONFIG,
-    closed_port, noise, tar,
+    MODULE, OCI_INDEX, Parts, Registry, Reply, Scratch, ScriptedRegistry, TAR, Unpackers,
+    WASM_CONFIG, closed_port, noise, tar,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -117,7 +117,7 @@ async fn a_pull_from_a_registry_that_dies_in_a_blob_is_retried_and_keeps_finishe
     let dying = Digest::of(&layers[1].1);
     liar.on(
         &format!("/app/blobs/{dying}"),
-        Reply::Dies(layers[1].1.clone(), 50_000),
+        Reply::Dies(vec![], layers[1].1.clone(), 50_000),
     );
     let reference = format!("{}/app:v1", liar.host);
     let error = pull(&images, &reference).await.unwrap_err();
@@ -235,10 +235,23 @@ async fn what_is_too_large_is_refused() {
         &[(TAR, tar(&[("a.wasm", &noise(1, 2 << 20))]))],
     );
     liar.serve_image("app", "layer", &layer);
+    // A hundred indexes: each names the one before it.
+    let mut named = Digest::of(b"never asked for");
+    for _ in 0..100 {
+        let entry = json!({"mediaType": OCI_INDEX, "digest": named.as_str(), "size": 100});
+        let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]});
+        let index = index.to_string().into_bytes();
+        named = Digest::of(&index);
+        let fields = vec![("Content-Type", OCI_INDEX.to_owned())];
+        let path = format!("/app/manifests/{named}");
+        liar.on(&path, Reply::Full(200, fields, index));
+        liar.alias(&path, "/app/manifests/nested");
+    }
     for (tag, limit) in [
         ("module", "max_module_bytes"),
         ("manifest", "max_manifest_bytes"),
         ("layer", "max_layer_bytes"),
+        ("nested", "max_index_depth"),
     ] {
         let error = pull(&images, &format!("{}/app:{tag}", liar.host))
             .await
@@ -246,6 +259,7 @@ async fn what_is_too_large_is_refused() {
         assert_eq!(error.kind(), ErrorKind::Limit, "{error}");
         assert!(error.to_string().contains(limit), "{error}");
     }
+    assert_eq!(liar.requests("/manifests/sha256:"), 4);
     assert!(content(&scratch.0).is_empty());
 }
 

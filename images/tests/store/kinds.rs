@@ -113,7 +113,7 @@ fn refused() -> Vec<(&'static str, Parts, &'static str)> {
     let foreign = Parts::archives("plan9", "mips", json!({}), &files(&[("a", b"")]));
     let precompiled = Parts::artifact(b"\x7fELF precompiled");
     vec![
-        ("two", artifact(2), "holds 2 among 2 layers"),
+        ("two", artifact(2), "with `coracle pack --plug`"),
         ("zero", artifact(0), "holds 0 among 0 layers"),
         ("elf", precompiled, "precompiled modules are refused"),
         (

@@ -5,6 +5,7 @@
 mod support;
 
 mod artifacts;
+mod cosign;
 mod export;
 mod failure;
 mod hosts_toml;
@@ -18,6 +19,7 @@ mod proxy;
 mod pulls;
 mod removal;
 mod resume;
+mod self_check;
 mod signature_bounds;
 mod signature_namespaces;
 mod signatures;

@@ -118,7 +118,7 @@ async fn each_answer_of_a_registry_has_a_message_of_its_own() {
             1,
         ),
         (
-            Reply::Dies(b"{}".to_vec(), 1),
+            Reply::Dies(vec![], b"{}".to_vec(), 1),
             false,
             RegistryUnavailable,
             "it broke off",

@@ -7,7 +7,7 @@ use coracle_images::{Digest, ErrorKind};
 use serde_json::json;
 
 use super::{GZIP, content, open, pull, wasm};
-use crate::support::{MODULE, Parts, Registry, Scratch, tar};
+use crate::support::{MODULE, Parts, Registry, Reply, Scratch, ScriptedRegistry, tar};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn removal_takes_all_names_and_spares_what_is_leased() {
@@ -126,4 +126,45 @@ async fn unfinished_content_of_a_dead_daemon_is_swept() {
     let mode =
         std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(images).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o700);
+}
+
+/// The old image and the new one share a layer, which the pull finds in the store.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_is_removed_while_it_is_pulled_again_is_whole_afterwards() {
+    let (registry, scratch) = (ScriptedRegistry::start().await, Scratch::new());
+    let images = open(&scratch.0).await;
+    let name = format!("{}/app:v1", registry.host);
+    let shared = tar(&[("shared", b"s")]);
+    let with = |file: &str| {
+        let own = tar(&[(file, MODULE)]);
+        let config = json!({"Cmd": [format!("/{file}")]});
+        let layers = [(GZIP, shared.clone()), (GZIP, own)];
+        Parts::archives("wasi", "wasm", config, &layers)
+    };
+    registry.serve_image("app", "v1", &with("one.wasm"));
+    let old = pull(&images, &name).await.unwrap();
+    let next = with("two.wasm");
+    registry.serve_image("app", "v1", &next);
+    let own = next.layers[1].1.clone();
+    let digest = Digest::of(&own);
+    let slowly = Reply::Drips(own, Duration::from_millis(20));
+    registry.on(&format!("/app/blobs/{digest}"), slowly);
+    let pulling = tokio::spawn({
+        let (images, name) = (images.clone(), name.clone());
+        async move { pull(&images, &name).await }
+    });
+    while registry.gets(digest.as_str()) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let removed = images.remove(&name).await.unwrap().unwrap();
+    assert_eq!(removed.id, old.id);
+    assert!(images.remove(&name).await.unwrap().is_none());
+    assert!(!pulling.is_finished() && images.list().is_empty());
+    images.collect(Duration::ZERO).await.unwrap();
+    let new = pulling.await.unwrap().unwrap();
+    images.collect(Duration::ZERO).await.unwrap();
+    assert_eq!(images.resolve(&name).unwrap().id, new.id);
+    let layers = &wasm(&new).layers;
+    assert_eq!(std::fs::read(layers[0].join("shared")).unwrap(), b"s");
+    assert!(layers[1].join("two.wasm").exists());
 }

@@ -10,7 +10,9 @@ use base64::engine::general_purpose::STANDARD;
 use coracle_images::{Digest, ErrorKind, Images, ImagesConfig};
 use serde_json::{Value, json};
 
-use super::signatures::{Node, accept, attach, digest_of, serve_referrer, signed_by, tag_of};
+use super::signatures::{
+    Node, accept, attach, digest_of, is_index, serve_referrer, signed_by, tag_of,
+};
 use crate::support::signer::{EMPTY, SIMPLE_SIGNING, Signer, layer, signature_manifest};
 use crate::support::{MODULE, OCI_INDEX, Parts, Registry, Reply, ScriptedRegistry, Unpackers};
 
@@ -258,4 +260,77 @@ async fn a_signature_on_a_later_page_of_the_referrers_is_found_and_endless_pages
     node.refuses(&format!("{}/app:v1", registry.host), "has no signature")
         .await;
     assert_eq!(registry.requests("/referrers/"), 1);
+}
+
+/// What hosts without the API of referrers answer, besides 404.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_answers_otherwise_than_with_a_list_is_asked_for_the_tag() {
+    let signer = Signer::new("P-256");
+    for (status, kind) in [
+        (400, "application/json"),
+        (406, "text/plain"),
+        (200, "text/html"),
+        (200, "application/json"),
+    ] {
+        let registry = ScriptedRegistry::start().await;
+        let node = Node::new(&signed_by(&signer.public())).await;
+        let name = format!("{}/app", registry.host);
+        let simple = |digest: &Digest| signer.simple(digest, &name);
+        let reference = serve_referrer(&registry, false, (EMPTY, SIMPLE_SIGNING), &simple);
+        let digest = registry.serve_image("app", "v1", &Parts::artifact(MODULE));
+        let fields = vec![("Content-Type", kind.to_owned())];
+        let page = b"{\"errors\": [], \"manifests\": []}".to_vec();
+        registry.on(
+            &format!("/app/referrers/{digest}"),
+            Reply::Full(status, fields, page),
+        );
+        let pulled = node.pull(&reference).await;
+        pulled.unwrap_or_else(|error| panic!("{status}, {kind}: {error}"));
+    }
+    // One that fails may have what it does not give.
+    let registry = ScriptedRegistry::start().await;
+    let node = Node::new(&signed_by(&signer.public())).await;
+    let digest = registry.serve_image("app", "v1", &Parts::artifact(MODULE));
+    let list = format!("/app/referrers/{digest}");
+    registry.on(&list, Reply::status(500, "X", ""));
+    let failed = node.pull(&format!("{}/app:v1", registry.host)).await;
+    assert_eq!(failed.unwrap_err().kind(), ErrorKind::RegistryUnavailable);
+}
+
+/// A pull-through cache has images, and often none of what refers to them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_that_lists_no_referrers_does_not_speak_for_the_registry() {
+    let signer = Signer::new("P-256");
+    let (registry, mirror) = (
+        ScriptedRegistry::start().await,
+        ScriptedRegistry::start().await,
+    );
+    let node = Node::new(&signed_by(&signer.public())).await;
+    let hosts = node.scratch.0.join("certs.d").join(&registry.host);
+    std::fs::create_dir_all(&hosts).unwrap();
+    let text = format!("[host.\"http://{}\"]\n", mirror.host);
+    std::fs::write(hosts.join("hosts.toml"), text).unwrap();
+    let name = format!("{}/app", registry.host);
+    let simple = |digest: &Digest| signer.simple(digest, &name);
+    let reference = serve_referrer(&registry, true, (EMPTY, SIMPLE_SIGNING), &simple);
+    let digest = mirror.serve_image("app", "v1", &Parts::artifact(MODULE));
+    let list = |manifests: Value| {
+        let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests});
+        Reply::Full(200, is_index(), index.to_string().into_bytes())
+    };
+    for host in [&mirror, &registry] {
+        host.on(&format!("/app/referrers/{digest}"), list(json!([])));
+    }
+    node.refuses(&reference, "has no signature").await;
+    serve_referrer(&registry, true, (EMPTY, SIMPLE_SIGNING), &simple);
+    mirror.forget();
+    node.pull(&reference).await.unwrap();
+    assert_eq!(mirror.requests("/referrers/"), 1);
+    // A registry that is away is no proof of there being none; and what the mirror has at cosign's tag needs no registry.
+    node.images.remove(&reference).await.unwrap();
+    drop(registry);
+    let failed = node.pull(&reference).await.unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::RegistryUnavailable, "{failed}");
+    serve_signatures(&mirror, &digest, &[signer.simple(&digest, &name)]);
+    node.pull(&reference).await.unwrap();
 }

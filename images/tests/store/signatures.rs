@@ -34,6 +34,7 @@ impl Node {
         config.pull_idle_timeout = Duration::from_secs(60);
         config.signature_policy = Some(scratch.0.join("policy.json"));
         config.signature_policy_dir = Some(scratch.0.join("policies"));
+        config.registry_config = Some(scratch.0.join("certs.d"));
         let images = Images::open(config, Arc::new(Unpackers)).await.unwrap();
         let node = Self { scratch, images };
         node.set("policy.json", policy);
@@ -88,6 +89,11 @@ pub(super) fn signed_as(key: &Path, identity: &Value) -> Value {
 
 pub(super) fn accept() -> Value {
     json!({"default": [{"type": "insecureAcceptAnything"}]})
+}
+
+/// What a list of referrers is sent as.
+pub(super) fn is_index() -> Vec<(&'static str, String)> {
+    vec![("Content-Type", OCI_INDEX.to_owned())]
 }
 
 pub(super) fn tag_of(digest: &Digest) -> String {
@@ -342,11 +348,7 @@ pub(super) fn serve_referrer(
     };
     registry.on(
         &path,
-        Reply::Full(
-            200,
-            vec![("Content-Type", OCI_INDEX.into())],
-            index.to_string().into_bytes(),
-        ),
+        Reply::Full(200, is_index(), index.to_string().into_bytes()),
     );
     format!("{}/app:v1", registry.host)
 }
@@ -535,9 +537,10 @@ async fn hostile_lists_of_signatures_are_bounded_and_refuse_the_image() {
     let digest = registry.serve_image("app", "v1", &Parts::artifact(MODULE));
     let entry = |seed: u32| json!({"digest": Digest::of(&seed.to_le_bytes()).as_str(), "artifactType": BUNDLE});
     let index = json!({"manifests": (0..1_000).map(entry).collect::<Vec<_>>()});
+    let list = index.to_string().into_bytes();
     registry.on(
         &format!("/app/referrers/{digest}"),
-        Reply::ok(index.to_string().as_bytes()),
+        Reply::Full(200, is_index(), list),
     );
     node.refuses(
         &format!("{}/app:v1", registry.host),
@@ -562,7 +565,7 @@ async fn endless_documents_of_signatures_end_at_their_limit() {
             "tag" => format!("/app/manifests/{}", tag_of(&digest)),
             _ => format!("/app/referrers/{digest}"),
         };
-        registry.on(&path, Reply::Endless(200, vec![]));
+        registry.on(&path, Reply::Endless(200, is_index()));
         node.refuses(&format!("{}/app:v1", registry.host), "max_manifest_bytes")
             .await;
         assert!(
@@ -587,7 +590,7 @@ async fn a_registry_that_fails_to_deliver_signatures_is_unavailable_and_not_dist
         ),
         (
             format!("/app/referrers/{digest}"),
-            Reply::Dies(vec![b' '; 1000], 10),
+            Reply::Dies(is_index(), vec![b' '; 1000], 10),
         ),
     ] {
         registry.on(&path, reply);

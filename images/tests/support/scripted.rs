@@ -20,8 +20,8 @@ type Log = Arc<Mutex<Vec<String>>>;
 pub enum Reply {
     /// This status, these headers, this body.
     Full(u16, Vec<(&'static str, String)>, Vec<u8>),
-    /// Promises the whole body, sends this many bytes, hangs up.
-    Dies(Vec<u8>, usize),
+    /// These headers; promises the whole body, sends this many bytes, hangs up.
+    Dies(Vec<(&'static str, String)>, Vec<u8>, usize),
     /// Sends what a Range asks for, or all, but hangs up after this many bytes.
     Breaks(Vec<u8>, usize),
     /// Promises the whole body, sends this many bytes, says nothing more.
@@ -30,6 +30,8 @@ pub enum Reply {
     Drips(Vec<u8>, Duration),
     /// This status and these headers, then bytes without end and without a word on how many.
     Endless(u16, Vec<(&'static str, String)>),
+    /// Header fields without end.
+    EndlessHead,
     /// One after the other, the last for ever.
     Turns(Arc<AtomicUsize>, Vec<Reply>),
 }
@@ -129,7 +131,7 @@ impl ScriptedRegistry {
         self.heads.lock().unwrap().clone()
     }
 
-    /// Bytes of endless bodies that were taken from it.
+    /// Bytes of endless answers that were taken from it.
     pub fn sent(&self) -> usize {
         self.sent.load(Ordering::Relaxed)
     }
@@ -217,8 +219,9 @@ async fn serve(
             )
             .await;
         }
-        Reply::Dies(body, sent) => {
-            send(&mut stream, (200, &[]), &body, has_body.then_some(sent)).await;
+        Reply::Dies(headers, body, sent) => {
+            let sent = has_body.then_some(sent);
+            send(&mut stream, (200, &headers), &body, sent).await;
         }
         Reply::Breaks(body, most) => breaks(&mut stream, &head, &body, most).await,
         Reply::Stalls(body, sent) => {
@@ -228,7 +231,26 @@ async fn serve(
             }
         }
         Reply::Drips(body, pause) => drip(stream, &body, pause).await,
-        Reply::Endless(status, headers) => endless(stream, status, &headers, &sent_endless).await,
+        Reply::Endless(status, headers) => {
+            let head = open_head(status, &headers);
+            endless(
+                stream,
+                &format!("{head}\r\n"),
+                &[b' '; 64 << 10],
+                &sent_endless,
+            )
+            .await;
+        }
+        Reply::EndlessHead => {
+            let field = format!("X-Filler: {}\r\n", "x".repeat(1000));
+            endless(
+                stream,
+                &open_head(200, &[]),
+                field.as_bytes(),
+                &sent_endless,
+            )
+            .await;
+        }
         Reply::Turns(..) => unreachable!("a turn is taken when the reply is looked up"),
     }
 }
@@ -329,20 +351,19 @@ fn head_of(status: u16, headers: &[(&'static str, String)], length: usize) -> St
     format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\nConnection: close\r\n{extra}\r\n")
 }
 
-async fn endless(
-    mut stream: TcpStream,
-    status: u16,
-    headers: &[(&'static str, String)],
-    sent: &AtomicUsize,
-) {
+/// A head that promises no length, up to where further fields may follow.
+fn open_head(status: u16, headers: &[(&'static str, String)]) -> String {
     let extra: String = headers
         .iter()
         .map(|(name, value)| format!("{name}: {value}\r\n"))
         .collect();
-    let head = format!("HTTP/1.1 {status} X\r\nConnection: close\r\n{extra}\r\n");
-    let _ = stream.write_all(head.as_bytes()).await;
-    let block = [b' '; 64 << 10];
-    while stream.write_all(&block).await.is_ok() {
+    format!("HTTP/1.1 {status} X\r\nConnection: close\r\n{extra}")
+}
+
+/// Sends `first`, and then `block` again and again.
+async fn endless(mut stream: TcpStream, first: &str, block: &[u8], sent: &AtomicUsize) {
+    let _ = stream.write_all(first.as_bytes()).await;
+    while stream.write_all(block).await.is_ok() {
         sent.fetch_add(block.len(), Ordering::Relaxed);
     }
 }

@@ -1,4 +1,4 @@
-//! Leases of images, and the collector that deletes unused ones.
+//! Leases of images, the collector that deletes unused ones, and the check of the others after a start.
 //!
 //! Called by: plans (leases), recovery (leases of plans), `serve` (the collector, one task for the life of the daemon).
 //! Calls: the image store, the compile cache.
@@ -125,7 +125,11 @@ impl Host {
         let mut is_first = true;
         loop {
             let images = &self.parts.images;
-            match self.collect_once(is_first).await {
+            let collected = self.collect_once(is_first).await;
+            if std::mem::take(&mut is_first) {
+                tokio::spawn(Arc::clone(&self).check_images());
+            }
+            match collected {
                 Ok(left_young) if left_young => {
                     // Whichever comes first: a new removal, or the time when recent content may be collected.
                     let _ = tokio::time::timeout(SPARE, images.garbage()).await;
@@ -136,8 +140,18 @@ impl Host {
                     images.garbage().await;
                 }
             }
-            is_first = false;
             tokio::time::sleep(GATHER).await;
+        }
+    }
+
+    /// Looks for images that are not what was stored, once, after the leases are there.
+    async fn check_images(self: Arc<Self>) {
+        match self.parts.images.check_content().await {
+            Ok(dropped) => tracing::debug!(dropped = dropped.len(), "stored images are checked"),
+            Err(error) => {
+                let error = Error::because(Kind::Io, "check stored images", error);
+                tracing::error!(error = error.chain(), "stored images were not checked");
+            }
         }
     }
 

@@ -12,6 +12,7 @@ mod export;
 mod layout;
 mod module;
 mod pack;
+mod plug;
 mod print;
 mod progress;
 mod push;

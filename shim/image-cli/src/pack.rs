@@ -1,7 +1,7 @@
 //! `coracle image pack`: makes an image of a WebAssembly module or component, as an OCI layout or in a registry.
 //!
-//! Called by: the commands. Calls: `module` (what is in the file), `layout` and `push` (where the image goes).
-//! Invariants: the same file gives the same image, byte for byte; no daemon is needed.
+//! Called by: the commands. Calls: `module` (what is in the file), `plug` (composes it with others), `layout` and `push` (where
+//! the image goes). Invariants: the same files give the same image, byte for byte; no daemon is needed.
 //! Must not know: how images are run.
 
 use std::fs::File;
@@ -15,11 +15,12 @@ use sha2::{Digest as _, Sha256};
 
 use crate::error::Error;
 use crate::module::Module;
+use crate::plug::{self, Part};
 use crate::print::Output;
 use crate::registry::{Registries, RegistryArgs};
 use crate::{layout, push};
 
-/// The largest module that is packed. Bytes.
+/// The largest module that is packed, and the largest that is plugged into it. Bytes.
 const MAX_MODULE_BYTES: u64 = 1 << 30;
 /// Media type of manifests.
 pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -35,6 +36,9 @@ const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 pub struct PackArgs {
     /// The module or component
     pub file: PathBuf,
+    /// A component that exports what the file imports: both become one; may be repeated, what only a dependency imports after it
+    #[arg(long, value_name = "FILE")]
+    pub plug: Vec<PathBuf>,
     /// The name of the image: REGISTRY/REPOSITORY:TAG
     #[arg(long = "ref", short = 't', value_name = "NAME")]
     pub reference: String,
@@ -76,7 +80,7 @@ pub(crate) struct Packed {
 
 /// Packs a file and writes or pushes the image. Errors: it is no module, or cannot be read, written or pushed.
 pub(crate) async fn run(registries: &Registries, args: PackArgs) -> Result<u8, Error> {
-    let (bytes, created) = read(&args.file)?;
+    let (bytes, created) = content(&args)?;
     let module = Module::read(&bytes)
         .map_err(|problem| Error::because(&args.file.display().to_string(), problem))?;
     let packed = pack(&bytes, &module, created, &args)?;
@@ -97,6 +101,27 @@ pub(crate) async fn run(registries: &Registries, args: PackArgs) -> Result<u8, E
         out.line(&format!("{} {digest}", args.reference));
     }
     out.print()
+}
+
+/// The module, composed with what is plugged into it, and the time that the newest of the files was written. Seconds since 1970.
+fn content(args: &PackArgs) -> Result<(Vec<u8>, i64), Error> {
+    let (mut bytes, mut created) = read(&args.file)?;
+    for path in &args.plug {
+        let (dependency, written) = read(path)?;
+        let (main, dependency) = (
+            Part {
+                path: &args.file,
+                bytes: &bytes,
+            },
+            Part {
+                path,
+                bytes: &dependency,
+            },
+        );
+        bytes = plug::compose(main, dependency)?;
+        created = created.max(written);
+    }
+    Ok((bytes, created))
 }
 
 /// The file, and the time that it was written. Seconds since 1970.

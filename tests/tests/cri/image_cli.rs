@@ -272,3 +272,52 @@ async fn a_module_is_packed_pushed_imported_and_run_without_docker() {
     fs::remove_dir_all(&dir).unwrap();
     daemon.finish().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_component_is_composed_with_what_it_needs_and_runs() {
+    let daemon = daemon().await;
+    let dir = PathBuf::from(format!("/tmp/coracle-plug-{}", std::process::id()));
+    fs::create_dir_all(&dir).unwrap();
+    let [greets, greeter, length] = ["greets", "greeter", "length"].map(|name| {
+        let path = dir.join(format!("{name}.wasm"));
+        let component = guests::wat(&format!("component-{name}")).unwrap();
+        fs::write(&path, component).unwrap();
+        path.display().to_string()
+    });
+    let name = format!("{}/composed/greets:v1", images().registry.host());
+    let to = ["-t", &name, "--push"];
+    let plugs = ["--plug", &greeter, "--plug", &length];
+    let arguments = [&[greets.as_str()][..], &plugs, &to].concat();
+    let digest = packed(&arguments);
+    assert_eq!(packed(&arguments), digest, "the same files, another image");
+    run(&daemon, &["pull", &name]);
+    let pod = Pod::run(&daemon, "composed").await;
+    let (status, output) = pod.finish(&daemon, &container("main", &name, &[])).await;
+    assert_eq!(
+        (status.exit_code, output.as_str()),
+        (0, "hello from a dependency\n")
+    );
+    // In the other order the first has nothing to do.
+    let plugs = ["--plug", &length, "--plug", &greeter];
+    let refused = fails(&pack(&[&[greets.as_str()][..], &plugs, &to].concat()));
+    let says = format!("{length} exports nothing that {greets} imports");
+    assert!(refused.contains(&says), "{refused}");
+    fs::remove_dir_all(&dir).unwrap();
+    // Not composed, but with its dependencies as further layers.
+    let component = |name| guests::wat(&format!("component-{name}")).unwrap();
+    let mut image = Image::artifact(&component("greets"));
+    let dependency = Image::artifact(&component("greeter"));
+    image.layers.extend(dependency.layers);
+    let pushed = image.push(images().registry.host(), "composed/layers", "v1");
+    let refused = daemon.cri().pull(&pushed.unwrap().reference).await;
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    let message = refused.message();
+    for says in [
+        "its specification has consumers reject",
+        "`coracle pack --plug`",
+    ] {
+        assert!(message.contains(says), "{message}");
+    }
+    daemon.finish().await.unwrap();
+}

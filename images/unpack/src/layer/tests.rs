@@ -3,6 +3,7 @@
 mod gnu_tar;
 mod hostile;
 mod limits;
+mod umoci;
 
 use std::fs;
 use std::io::Write as _;
@@ -190,16 +191,40 @@ fn whiteouts_become_what_overlayfs_reads() {
 fn owners_modes_and_harmless_attributes_are_kept() {
     let scratch = Scratch::new("dress");
     let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    // That of mode 0644, and user 5 may write.
+    let acl: Vec<u8> = [
+        (1, 6, u32::MAX),
+        (2, 6, 5),
+        (4, 4, u32::MAX),
+        (16, 6, u32::MAX),
+        (32, 4, u32::MAX),
+    ]
+    .iter()
+    .flat_map(|(tag, allowed, id): &(u16, u16, u32)| {
+        [
+            &tag.to_le_bytes()[..],
+            &allowed.to_le_bytes(),
+            &id.to_le_bytes(),
+        ]
+        .concat()
+    })
+    .collect();
+    let acl = [&2_u32.to_le_bytes()[..], &acl].concat();
     let layer = Layer::default()
         .pax(&[
             ("SCHILY.xattr.trusted.overlay.redirect", b"/etc"),
             ("SCHILY.xattr.trusted.overlay.opaque", b"y"),
+            ("SCHILY.xattr.trusted.overlay.metacopy", b""),
             ("SCHILY.xattr.user.overlay.opaque", b"y"),
+            ("SCHILY.xattr.security.ima", b"\x01signed"),
+            ("SCHILY.xattr.security.selinux", b"u:r:t:s0\0"),
+            ("SCHILY.xattr.system.posix_acl_access", &acl),
             ("SCHILY.xattr.security.capability", &capability),
             ("uid", b"70000"),
         ])
         .file("f", b"x")
         .entry(b'3', b"dev/mem", b"", b"")
+        .entry(b'4', b"dev/sda", b"", b"")
         .entry(b'6', b"fifo", b"", b"");
     scratch.unpack(&layer).unwrap();
     let path = scratch.layer().join("f");
@@ -216,10 +241,10 @@ fn owners_modes_and_harmless_attributes_are_kept() {
     let mut names = [0; 256];
     let count = rustix::fs::listxattr(&path, &mut names).unwrap();
     assert_eq!(&names[..count], b"security.capability\0");
-    assert!(
-        !scratch.layer().join("dev/mem").exists(),
-        "device nodes are skipped"
-    );
+    for device in ["dev/mem", "dev/sda"] {
+        let made = fs::symlink_metadata(scratch.layer().join(device));
+        assert!(made.is_err(), "device nodes are skipped: {device}");
+    }
     assert!(
         fs::symlink_metadata(scratch.layer().join("fifo"))
             .unwrap()
@@ -331,6 +356,33 @@ fn every_entry_has_the_time_of_the_archive_to_the_nanosecond() {
             bad.escape_ascii().to_string()
         );
     }
+}
+
+/// As zstd:chunked is: a frame for each file, and tables of contents in frames that are to be skipped.
+#[test]
+fn frames_of_zstd_are_one_archive_and_those_to_skip_are_none_of_it() {
+    let scratch = Scratch::new("chunked");
+    let archive = Layer::default().file("a", b"1").file("b", b"2").bytes();
+    let skipped = |kind: u8, data: &[u8]| {
+        let length = u32::try_from(data.len()).unwrap().to_le_bytes();
+        [&[kind, 0x2a, 0x4d, 0x18][..], &length, data].concat()
+    };
+    let mut blob = skipped(0x50, b"first");
+    for chunk in archive.chunks(1024) {
+        blob.extend(zstd::encode_all(chunk, 3).unwrap());
+        blob.extend(skipped(
+            0x5f,
+            &zstd::encode_all(&b"no file"[..], 3).unwrap(),
+        ));
+    }
+    blob.extend(skipped(0x51, &[0; 64]));
+    let unpacked = scratch.unpack_as(&blob, Compression::Zstd, BOUNDS).unwrap();
+    for (name, data) in [("a", b"1"), ("b", b"2")] {
+        assert_eq!(fs::read(scratch.layer().join(name)).unwrap(), data);
+    }
+    let plain = Scratch::new("not-chunked");
+    let plain = plain.unpack_as(&archive, Compression::None, BOUNDS);
+    assert_eq!(unpacked, plain.unwrap());
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {

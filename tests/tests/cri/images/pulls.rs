@@ -82,6 +82,29 @@ async fn a_pull_of_what_is_not_there_is_logged_for_people() {
     daemon.finish().await.unwrap();
 }
 
+#[tokio::test]
+async fn a_pull_is_one_line_of_the_log_with_what_it_was_and_what_it_took() {
+    let daemon = daemon().await;
+    let host = images().registry.host();
+    let pushed = small("logged").push(host, "logged", "v1").unwrap();
+    let id = daemon.cri().pull(&pushed.reference).await.unwrap();
+    let log = daemon.log();
+    let lines: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("image pulled") && line.contains(&pushed.reference))
+        .collect();
+    let [line] = lines[..] else {
+        panic!("{lines:?} in {log}");
+    };
+    for part in [" INFO ", "reference=", &id, "bytes=", "seconds=", "source="] {
+        assert!(line.contains(part), "no {part} in {line}");
+    }
+    // The source is a host, and this one is the registry of the name.
+    let (_, source) = line.split_once("source=").unwrap();
+    assert!(source.contains(host), "{line}");
+    daemon.finish().await.unwrap();
+}
+
 /// What the kubelet sends about an image for pods of `handler`.
 fn for_handler(reference: &str, handler: &str) -> cri::ImageSpec {
     cri::ImageSpec {

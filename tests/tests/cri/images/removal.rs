@@ -147,6 +147,44 @@ async fn a_removed_image_lives_as_long_as_its_container_and_no_longer() {
 }
 
 #[tokio::test]
+async fn an_image_that_has_changed_on_the_disk_is_named_and_dropped_and_no_other_is() {
+    let mut daemon = daemon().await;
+    let before = names_in(&daemon, "images/layers");
+    let pushed = small("changed").push(images().registry.host(), "changed", "v1");
+    let name = pushed.unwrap().reference;
+    daemon.cri().pull(&name).await.unwrap();
+    daemon.kill();
+    let layers = daemon.scratch().dir().join("root/images/layers");
+    let mut new = names_in(&daemon, "images/layers");
+    new.retain(|layer| !before.contains(layer));
+    let changed = new.iter().map(|layer| layers.join(layer).join("m.wasm"));
+    let changed: Vec<_> = changed.filter(|file| file.exists()).collect();
+    assert_eq!(changed.len(), 1, "{new:?}");
+    std::fs::write(&changed[0], b"\0asm").unwrap();
+    daemon.restart().await.unwrap();
+    let mut is_gone = false;
+    for _ in 0..600 {
+        is_gone = daemon.cri().image(&name).await.unwrap().is_none();
+        if is_gone {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(is_gone, "it is still listed");
+    let log = daemon.log();
+    let is_told = |line: &str| line.contains("is not what was stored") && line.contains(&name);
+    assert!(log.lines().any(is_told), "{log}");
+    let pod = Pod::run(&daemon, "changed").await;
+    let (status, _) = pod
+        .finish(&daemon, &container("other", tool(), &["show"]))
+        .await;
+    assert_eq!(status.exit_code, 0);
+    daemon.cri().pull(&name).await.unwrap();
+    assert!(std::fs::read(&changed[0]).unwrap().len() > 4);
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
 async fn what_a_dead_daemon_left_of_images_is_collected_at_the_start() {
     let mut daemon = daemon().await;
     let pushed = small("gone")

@@ -27,11 +27,11 @@ impl Layer {
 
 /// Everything that can be seen of what has a name.
 #[derive(Debug, PartialEq, Eq)]
-struct Facts {
+pub(super) struct Facts {
     mode: u32,
     owner: (u32, u32),
     /// `None`: it was not in the archive.
-    time: Option<(i64, i64)>,
+    pub(super) time: Option<(i64, i64)>,
     target: Vec<u8>,
     data: Vec<u8>,
     attributes: Vec<(Vec<u8>, Vec<u8>)>,
@@ -54,7 +54,7 @@ fn attributes(path: &Path) -> Vec<(Vec<u8>, Vec<u8>)> {
 }
 
 /// What is below `root`, by name. What is as new as `began` was not in the archive.
-fn listing(root: &Path, began: i64) -> BTreeMap<Vec<u8>, Facts> {
+pub(super) fn listing(root: &Path, began: i64) -> BTreeMap<Vec<u8>, Facts> {
     let (mut all, mut firsts) = (BTreeMap::new(), HashMap::new());
     let mut pending = vec![root.to_owned()];
     while let Some(path) = pending.pop() {
@@ -108,7 +108,7 @@ fn by_gnu_tar(archive: &Path, directory: &Path) {
 }
 
 /// Archives as tools of all ages write them.
-fn odd_archives() -> Vec<(&'static str, Vec<u8>)> {
+pub(super) fn odd_archives() -> Vec<(&'static str, Vec<u8>)> {
     let new = Layer::default;
     let long = [&[b'd'; 90][..], b"/", &[b'n'; 200]].concat();
     let capability = b"\x01\0\0\x02\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0";

@@ -42,6 +42,28 @@ fn amounts_are_bounded_while_they_grow() {
     check(&window, Compression::Zstd, BOUNDS, Limit::Ratio);
 }
 
+/// The head of a frame says how much memory its decoder takes.
+#[test]
+fn a_window_of_zstd_beyond_the_bound_is_refused_whatever_the_frame_holds() {
+    let scratch = Scratch::new("window");
+    let layer = Layer::default().file("f", b"x").bytes();
+    // A head without a length, its window a power of two; one raw block, the last.
+    let frame = |log: u8| {
+        let block = u32::try_from(layer.len()).unwrap() << 3 | 1;
+        let head = [0x28, 0xb5, 0x2f, 0xfd, 0, (log - 10) << 3];
+        [&head[..], &block.to_le_bytes()[..3], &layer].concat()
+    };
+    let unpack = |log| scratch.unpack_as(&frame(log), Compression::Zstd, BOUNDS);
+    unpack(27).unwrap();
+    for log in [28, 31, 41] {
+        let refused = unpack(log).unwrap_err();
+        assert!(
+            matches!(&refused, Verdict::Invalid(text) if text.contains("too much memory")),
+            "{log}: {refused:?}"
+        );
+    }
+}
+
 /// The directories of a name need no entry, and occupy the disk all the same.
 #[test]
 fn directories_without_an_entry_are_counted() {
