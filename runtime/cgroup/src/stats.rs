@@ -3,6 +3,8 @@
 //! Invariant: a value that the kernel does not report is `None`, never 0; "no limit" is `None`, too.
 //! Not here: CRI's stats messages, rates over time.
 
+use std::time::Duration;
+
 /// The usage of a cgroup, with everything below it. Times and events count from its creation.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Stats {
@@ -76,6 +78,35 @@ impl Stats {
     pub fn available_bytes(&self) -> Option<u64> {
         let limit = self.memory_limit_bytes?;
         Some(limit.saturating_sub(self.working_set_bytes()))
+    }
+
+    /// Whether nothing waited between this and `later`, a reading of the same cgroup.
+    #[must_use]
+    pub fn has_waited_as_long_as(&self, later: &Self) -> bool {
+        let totals = |stats: &Self| {
+            stats
+                .pressures()
+                .map(|pressure| pressure.map(Pressure::totals))
+        };
+        totals(self) == totals(later)
+    }
+
+    /// The same numbers after `time` in which nothing ran and nothing waited: what has been waited is further in the past.
+    #[must_use]
+    pub fn after_calm(self, time: Duration) -> Self {
+        let [cpu, memory, io] = self
+            .pressures()
+            .map(|pressure| pressure.map(|pressure| pressure.after_calm(time)));
+        Self {
+            cpu_pressure: cpu,
+            memory_pressure: memory,
+            io_pressure: io,
+            ..self
+        }
+    }
+
+    fn pressures(&self) -> [Option<Pressure>; 3] {
+        [self.cpu_pressure, self.memory_pressure, self.io_pressure]
     }
 }
 
@@ -165,6 +196,17 @@ impl Pressure {
             full: line("full").map(Stall::parse).unwrap_or_default(),
         })
     }
+
+    fn totals(self) -> [u64; 2] {
+        [self.some.total_ns, self.full.total_ns]
+    }
+
+    fn after_calm(self, time: Duration) -> Self {
+        Self {
+            some: self.some.after_calm(time),
+            full: self.full.after_calm(time),
+        }
+    }
 }
 
 impl Stall {
@@ -182,6 +224,21 @@ impl Stall {
             avg60: share("avg60"),
             avg300: share("avg300"),
             total_ns: total_us.saturating_mul(1000),
+        }
+    }
+
+    /// Shares decay as the kernel has them decay, in hundredths as it shows them. Source: the kernel's
+    /// kernel/sched/psi.c, calc_avgs.
+    fn after_calm(self, time: Duration) -> Self {
+        let left = |share: f64, seconds: f64| {
+            let decayed = share * (-time.as_secs_f64() / seconds).exp();
+            (decayed * 100.0).floor() / 100.0
+        };
+        Self {
+            avg10: left(self.avg10, 10.0),
+            avg60: left(self.avg60, 60.0),
+            avg300: left(self.avg300, 300.0),
+            total_ns: self.total_ns,
         }
     }
 }
@@ -219,6 +276,36 @@ mod tests {
         let full = Stall::default();
         assert_eq!(Pressure::parse(without_full), Some(Pressure { some, full }));
         assert_eq!(Pressure::parse(""), None);
+    }
+
+    #[test]
+    fn pressure_decays_while_nothing_waits_and_its_totals_stand_still() {
+        let stall = |avg10, avg60, avg300| Stall {
+            avg10,
+            avg60,
+            avg300,
+            total_ns: 1_000,
+        };
+        let stats = |some, full| Stats {
+            cpu_usage_ns: 5,
+            io_pressure: Some(Pressure { some, full }),
+            ..Stats::default()
+        };
+        let (none, all) = (Stall::default(), stall(100.0, 100.0, 100.0));
+        let read = stats(all, none);
+        // What the kernel shows after ten seconds: 2048 * (1677/2048)^5 and so on, of 2048.
+        let later = stats(stall(36.78, 84.64, 96.72), none);
+        assert_eq!(read.after_calm(Duration::from_secs(10)), later);
+        let long_after = stats(stall(0.0, 0.0, 0.0), none);
+        assert_eq!(read.after_calm(Duration::from_secs(3_600)), long_after);
+        assert!(read.has_waited_as_long_as(&later));
+        let longer = Stall {
+            total_ns: 2_000,
+            ..all
+        };
+        assert!(!read.has_waited_as_long_as(&stats(longer, none)));
+        assert!(!read.has_waited_as_long_as(&stats(all, longer)));
+        assert!(!read.has_waited_as_long_as(&Stats::default()));
     }
 
     #[test]

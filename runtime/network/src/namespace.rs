@@ -7,7 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 
 use rustix::fs::{Mode, OFlags, fstatfs, openat};
@@ -70,19 +70,31 @@ pub struct Namespaces {
 /// that file, which is created; an older pin there is replaced. Blocks for about half a millisecond.
 /// Errors: the kernel refuses a namespace, the hostname or the mount; nothing is left then.
 pub fn create_namespaces(config: NamespaceConfig, pin: Option<&Path>) -> Result<Namespaces, Error> {
-    thread::scope(|scope| {
-        let maker = thread::Builder::new()
-            .name("namespaces".to_owned())
-            .spawn_scoped(scope, || make(&config, pin))
-            .map_err(|error| Error::io("start a thread to make", "namespaces", error))?;
-        maker
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    let pin = pin.map(Path::to_owned);
+    let (done, made) = mpsc::sync_channel(1);
+    let maker = thread::Builder::new()
+        .name("namespaces".to_owned())
+        .spawn(move || {
+            let mut procfs = None;
+            // Who waits has given up only if it has panicked.
+            let _ = done.send(make(&config, pin.as_deref(), &mut procfs));
+            // Behind the answer: the kernel waits for all processors before a mount is gone, for milliseconds where they
+            // are busy.
+            drop(procfs);
+        })
+        .map_err(|error| Error::io("start a thread to make", "namespaces", error))?;
+    made.recv().unwrap_or_else(|gone| match maker.join() {
+        Ok(()) => Err(Error::io("make", "namespaces", io::Error::other(gone))),
+        Err(panic) => std::panic::resume_unwind(panic),
     })
 }
 
-/// Runs on a thread that ends afterwards.
-fn make(config: &NamespaceConfig, pin: Option<&Path>) -> Result<Namespaces, Error> {
+/// Runs on a thread that ends afterwards, when it has closed the mount in `procfs`.
+fn make(
+    config: &NamespaceConfig,
+    pin: Option<&Path>,
+    procfs: &mut Option<OwnedFd>,
+) -> Result<Namespaces, Error> {
     let user = match &config.user {
         Some(maps) => Some(enter_new_user_namespace(config, maps)?),
         None => {
@@ -104,7 +116,7 @@ fn make(config: &NamespaceConfig, pin: Option<&Path>) -> Result<Namespaces, Erro
             .transpose()?,
         user,
     };
-    set_sysctls(config)?;
+    *procfs = set_sysctls(config)?;
     if let Some(net) = made.net.take() {
         Netlink::open()?.run(vec![veth::loopback_up()])?;
         pin.map_or(Ok(()), pin_own_network)?;
@@ -163,11 +175,11 @@ fn empty_mounts() -> io::Result<BorrowedFd<'static>> {
 /// Sets the sysctls of `config` in the namespaces this thread is in.
 ///
 /// They are written below a procfs mounted for that alone: the node's would keep an entry for each file and namespace, and
-/// as those of all namespaces have the same names, finding one takes as long as there are pods.
-fn set_sysctls(config: &NamespaceConfig) -> Result<(), Error> {
+/// as those of all namespaces have the same names, finding one takes as long as there are pods. Returns that procfs.
+fn set_sysctls(config: &NamespaceConfig) -> Result<Option<OwnedFd>, Error> {
     let ipv6_off = config.net && config.ipv6_off;
     if !ipv6_off && config.sysctls.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     let procfs = mounts::filesystem(c"proc", &[], Forbid::PRIVILEGE)
         .map_err(|error| Error::io("mount", "a procfs for sysctls", error))?;
@@ -180,7 +192,8 @@ fn set_sysctls(config: &NamespaceConfig) -> Result<(), Error> {
         }
     }
     let mut sysctls = config.sysctls.iter();
-    sysctls.try_for_each(|(path, value)| set(&procfs, path, value))
+    sysctls.try_for_each(|(path, value)| set(&procfs, path, value))?;
+    Ok(Some(procfs))
 }
 
 fn set(procfs: &OwnedFd, path: &str, value: &str) -> Result<(), Error> {

@@ -83,7 +83,7 @@ pub fn build(spec: &ContainerSpec, pod: &PodNamespaces) -> Result<()> {
     set_oom_score(spec.oom_score_adj)?;
     failpoint::hit("guest.jail").during(|| "build the jail".into())?;
     join(pod)?;
-    within(spec, pod, |host| root::build(spec, host, pod))
+    within(spec, pod, |mapped| root::build(spec, mapped, pod))
 }
 
 /// Enters the jail of `spec` that another process has built, by `join`, except Landlock and seccomp. The caller is in
@@ -93,24 +93,24 @@ pub fn enter(
     pod: &PodNamespaces,
     join: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
-    within(spec, pod, |_| {
+    within(spec, pod, |mapped| {
+        let host = root::idmapped_identity(spec, mapped)?;
         join()?;
         // The user changes before the capabilities are dropped, as when a root is built.
         sys::ids::keep_capabilities_over_id_change()
-            .during(|| "keep capabilities until they are dropped".into())
+            .during(|| "keep capabilities until they are dropped".into())?;
+        Ok(host)
     })
 }
 
-/// Enters the root by `arrive`, then sets identity and limits.
+/// Enters the root by `arrive`, which is given the mapped identity and says which one works, then sets it and limits.
 fn within(
     spec: &ContainerSpec,
     pod: &PodNamespaces,
-    arrive: impl FnOnce(&identity::HostIdentity) -> Result<()>,
+    arrive: impl FnOnce(identity::HostIdentity) -> Result<identity::HostIdentity>,
 ) -> Result<()> {
     own_session_keyring()?;
-    let host = identity::host_identity(spec, pod.ids.as_ref())?;
-    let host = root::idmapped_identity(spec, host)?;
-    arrive(&host)?;
+    let host = arrive(identity::host_identity(spec, pod.ids.as_ref())?)?;
     limit_resources(spec)?;
     sys::ids::become_user(host.uid, host.gid, &host.groups)
         .during(|| format!("become host user {}:{}", host.uid, host.gid))?;

@@ -83,7 +83,8 @@ pub fn prepare(spec: &ContainerSpec, linux: &LinuxSpec, pod: &PodNamespaces) -> 
     for ((number, mount), source) in spec.mounts.iter().enumerate().zip(sources) {
         let tree = volume::make(mount, number, source, &stage, &options)?;
         if mount.kind == MountKind::Bind {
-            volume::restrict(&tree, mount, &host, Forbid::default(), false)?;
+            let map = host.map.as_ref().map(AsFd::as_fd);
+            volume::restrict(&tree, mount, map, Forbid::default(), false)?;
         }
         volumes.push(tree);
     }

@@ -21,8 +21,8 @@ use coracle_sys::mounts::{self, Forbid};
 
 const JAILED: Forbid = Forbid::PRIVILEGE;
 
-/// The identity that works for all volumes of `spec`: `mapped`, or the host's own ids if a filesystem does not support
-/// id maps.
+/// The identity of a container that has been built: `mapped`, or the host's own ids if a filesystem of its volumes does not
+/// support id maps.
 ///
 /// Errors: such a filesystem, by name, in a container that runs as root.
 pub fn idmapped_identity(spec: &ContainerSpec, mapped: HostIdentity) -> Result<HostIdentity> {
@@ -38,24 +38,30 @@ pub fn idmapped_identity(spec: &ContainerSpec, mapped: HostIdentity) -> Result<H
     Ok(mapped)
 }
 
-/// Builds the root of `spec` and enters it. Errors: the first mount that failed, by name.
-pub fn build(spec: &ContainerSpec, host: &HostIdentity, pod: &PodNamespaces) -> Result<()> {
-    let base = Base::open(spec, host, JAILED)?;
-    let sources = Source::open_all(spec, host)?;
+/// Builds the root of `spec` and enters it. Returns the identity that works for all of its volumes, as of
+/// [`idmapped_identity`]. Errors: the first mount that failed, by name.
+pub fn build(
+    spec: &ContainerSpec,
+    mapped: HostIdentity,
+    pod: &PodNamespaces,
+) -> Result<HostIdentity> {
+    // What is opened is used: to close a mount that is attached nowhere takes milliseconds where processors are busy.
+    let (sources, host) = Source::open_mapped(spec, mapped)?;
+    let base = Base::open(spec, &host, JAILED)?;
     let stage = Stage::apart_from_node(pod.empty()?)?;
     create_files_as(host.root)?;
     let tree = base.mount(spec, &stage, JAILED)?;
     mounts::cover_root(tree.as_fd()).during(|| "attach the root".into())?;
     let root = tree;
     let options = volume::MountOptions {
-        host,
+        host: &host,
         forbid: JAILED,
         label: None,
     };
     for ((number, mount), source) in spec.mounts.iter().enumerate().zip(sources) {
         let tree = volume::make(mount, number, source, &stage, &options)?;
         if mount.kind == MountKind::Bind {
-            volume::restrict(&tree, mount, host, JAILED, true)?;
+            volume::restrict(&tree, mount, None, JAILED, true)?;
         }
         volume::attach(&root, &tree, &mount.target)?;
     }
@@ -67,7 +73,8 @@ pub fn build(spec: &ContainerSpec, host: &HostIdentity, pod: &PodNamespaces) -> 
         mounts::set_attributes(root.as_fd(), JAILED.and_writes(true), None, false)
             .during(|| "make the root read-only".into())?;
     }
-    mounts::enter_covering_root(root.as_fd()).during(|| "make the new root the root".into())
+    mounts::enter_covering_root(root.as_fd()).during(|| "make the new root the root".into())?;
+    Ok(host)
 }
 
 /// From here on this process creates files as `root`, the host id of the container's own root. It keeps its

@@ -5,10 +5,10 @@
 //! Invariants: a tree has the pod's id map and every restriction before it is visible; an image is read-only.
 //! The builders decide where a tree is attached.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use super::identity::HostIdentity;
+use super::identity::{HostIdentity, unmapped_identity};
 use super::rootfs_path;
 use super::stage::{self, Stage, cannot_map};
 use coracle_spec::error::{Context as _, Error, Kind, Result};
@@ -40,8 +40,39 @@ impl Source {
     ///
     /// Errors: a path no longer exists or cannot be mounted; an image's filesystem does not support id maps.
     pub fn open_all(spec: &ContainerSpec, host: &HostIdentity) -> Result<Vec<Self>> {
+        Self::open(spec, host, open_bind)
+    }
+
+    /// The same with the id map of `mapped` on bind mounts; all without a map, and the identity that goes with that, if the
+    /// file system of one has none.
+    ///
+    /// Errors: as of [`Source::open_all`]; such a filesystem, by name, in a container that runs as root.
+    pub fn open_mapped(
+        spec: &ContainerSpec,
+        mapped: HostIdentity,
+    ) -> Result<(Vec<Self>, HostIdentity)> {
+        let map = mapped.map.as_ref().map(AsFd::as_fd);
+        let mut trees = Vec::new();
+        for mount in spec.mounts.iter().filter(|m| m.kind == MountKind::Bind) {
+            let tree = open_bind(mount)?;
+            if let Err(e) = mounts::set_attributes(tree.as_fd(), Forbid::default(), map, true) {
+                let host = unmapped_identity(spec).ok_or_else(|| cannot_map(&mount.source, e))?;
+                return Ok((Self::open_all(spec, &host)?, host));
+            }
+            trees.push(tree);
+        }
+        let mut trees = trees.into_iter();
+        let next = |mount: &Mount| trees.next().map_or_else(|| open_bind(mount), Ok);
+        Ok((Self::open(spec, &mapped, next)?, mapped))
+    }
+
+    fn open(
+        spec: &ContainerSpec,
+        host: &HostIdentity,
+        mut bind: impl FnMut(&Mount) -> Result<OwnedFd>,
+    ) -> Result<Vec<Self>> {
         let open = |mount: &Mount| match &mount.kind {
-            MountKind::Bind => open_bind(mount).map(Self::Bind),
+            MountKind::Bind => bind(mount).map(Self::Bind),
             MountKind::Image { layers, .. } => stage::open_layers(layers, host).map(Self::Image),
             MountKind::Tmpfs { .. } => Ok(Self::None),
         };
@@ -62,17 +93,16 @@ fn open_bind(mount: &Mount) -> Result<OwnedFd> {
     Ok(tree)
 }
 
-/// Restricts an opened bind mount and sets the id map of `host`. With `all`, also for mounts below it.
+/// Restricts an opened bind mount and sets its id `map`, unless it has one already. With `all`, also for mounts below it.
 ///
 /// Errors: its filesystem, by name, does not support id maps.
 pub fn restrict(
     tree: &OwnedFd,
     mount: &Mount,
-    host: &HostIdentity,
+    map: Option<BorrowedFd<'_>>,
     everywhere: Forbid,
     all: bool,
 ) -> Result<()> {
-    let map = host.map.as_ref().map(AsFd::as_fd);
     let forbid = forbidden(mount, everywhere);
     if map.is_some() || all {
         mounts::set_attributes(

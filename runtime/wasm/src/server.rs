@@ -47,7 +47,7 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use wasmtime::Engine;
 use wasmtime::component::{Component, Linker};
-use wasmtime_wasi_http::handler::{HandlerState as _, ProxyHandler};
+use wasmtime_wasi_http::handler::ProxyHandler;
 
 use self::connections::Connections;
 use self::instances::Instances;
@@ -139,7 +139,7 @@ where
     let end = reactor.block_on(async {
         // What cannot be instantiated says so now, and not in the answer to each request.
         if !begin.is_again
-            && let Err(e) = instances.instantiate().await
+            && let Err(e) = instances.prepare().await
         {
             return Ok(End::Trapped(end::bounded(&end::described(&e))));
         }

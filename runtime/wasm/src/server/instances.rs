@@ -6,8 +6,8 @@
 
 use std::future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,8 @@ use wasmtime::component::GuestTaskId;
 use wasmtime::{Error, Store, StoreContextMut, Trap, UpdateDeadline};
 use wasmtime_wasi_http::WasiHttpView as _;
 use wasmtime_wasi_http::handler::{
-    HandlerState, Instance, ProxyPre, ShouldAccept, WorkerExpiration, WorkerState, WorkerStatus,
+    HandlerState, Instance, Proxy, ProxyPre, ShouldAccept, WorkerExpiration, WorkerState,
+    WorkerStatus,
 };
 
 use super::lines::{Lines, Stream};
@@ -42,6 +43,14 @@ pub(super) fn memory_limit(spec: &ContainerSpec, server: &HttpServer) -> Option<
     }
 }
 
+/// An instance that has had no request.
+struct Fresh {
+    store: Store<ComponentState>,
+    proxy: Proxy,
+    /// Its standard output and error.
+    lines: [Lines; 2],
+}
+
 /// Everything that instances are made of.
 pub(super) struct Instances {
     pre: ProxyPre<ComponentState>,
@@ -51,6 +60,8 @@ pub(super) struct Instances {
     shared: Shared,
     diagnostics: Arc<Diagnostics>,
     ticker: Ticker,
+    /// One that has begun and waits for the first request; it computes nothing meanwhile.
+    spare: Mutex<Option<Fresh>>,
     /// Guests that compute are to be ended.
     is_ending: Arc<AtomicBool>,
     /// Standard output and error of all of them.
@@ -77,6 +88,7 @@ impl Instances {
         Ok(Self {
             shared: Shared::new(&spec, &wasm, false)?,
             ticker: Ticker::start(engine)?,
+            spare: Mutex::default(),
             is_ending: Arc::default(),
             out: Stream::new(Output::out(wasm.tty)),
             err: Stream::new(Output::err(wasm.tty)),
@@ -122,6 +134,39 @@ impl Instances {
         }
     }
 
+    /// Makes the instance that answers the first request. Errors: the guest cannot begin.
+    pub(super) async fn prepare(&self) -> wasmtime::Result<()> {
+        let _running = self.ticker.run();
+        let spare = self.begin().await?;
+        *self.spare() = Some(spare);
+        Ok(())
+    }
+
+    /// Makes an instance, while the ticker runs. Errors: the guest cannot begin, or takes longer than a request may.
+    async fn begin(&self) -> wasmtime::Result<Fresh> {
+        let lines = [self.out.of_instance(), self.err.of_instance()];
+        let mut store = self.store(&lines);
+        let deadline = self.deadline();
+        let making = self.pre.instantiate_async(&mut store);
+        let proxy = match tokio::time::timeout(deadline, making).await {
+            Ok(made) => made.map_err(|e| self.with_core_dump(&mut store, e))?,
+            Err(_) => wasmtime::bail!("the component took longer than {deadline:?} to begin"),
+        };
+        Ok(Fresh {
+            store,
+            proxy,
+            lines,
+        })
+    }
+
+    fn deadline(&self) -> Duration {
+        Duration::from_secs(self.server.limits.deadline_s.into())
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Option<Fresh>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Ends every guest that computes, by a trap; new ones end as soon as they compute.
     pub(super) fn end_guests(&self) {
         self.is_ending.store(true, Ordering::Relaxed);
@@ -143,20 +188,21 @@ impl HandlerState for Instances {
     ) -> wasmtime::Result<Instance<Self::StoreData, Self::WorkerExpiration, Self::WorkerState>>
     {
         let running = self.ticker.run();
-        let lines = [self.out.of_instance(), self.err.of_instance()];
-        let mut store = self.store(&lines);
-        let deadline = Duration::from_secs(self.server.limits.deadline_s.into());
-        let making = self.pre.instantiate_async(&mut store);
-        let proxy = match tokio::time::timeout(deadline, making).await {
-            Ok(made) => made.map_err(|e| self.with_core_dump(&mut store, e))?,
-            Err(_) => wasmtime::bail!("the component took longer than {deadline:?} to begin"),
+        let spare = self.spare().take();
+        let Fresh {
+            store,
+            proxy,
+            lines,
+        } = match spare {
+            Some(spare) => spare,
+            None => self.begin().await?,
         };
         Ok(Instance {
             store,
             proxy,
             view: ComponentState::http,
             expiration: Expiration {
-                deadline,
+                deadline: self.deadline(),
                 idle: Duration::from_secs(self.server.limits.instance_idle_s.into()),
                 timer: None,
             },

@@ -5,18 +5,25 @@
 //! others; the list of a pod, which can create many interfaces, is read up to a limit, and [`MAX_INTERFACES`] of it are kept.
 //! Must not know: how a pod got its interfaces.
 
-use std::fs::File;
-use std::io::Read as _;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread;
 
 use coracle_lifecycle::{Interface, Traffic};
 use coracle_network::open_pin;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// Most bytes of a pod's list of interfaces: some 500 interfaces.
-const MAX_BYTES: u64 = 64 << 10;
+const MAX_BYTES: usize = 64 << 10;
+
+/// What is read in one piece and shorter is the end of a list: the kernel renders a page of it at a time and leaves out the
+/// line that does not fit. Source: the kernel's fs/seq_file.c, seq_read_iter.
+const SHORT: usize = 2048;
+
+/// The list of interfaces of the namespace that a thread is in.
+const LIST: &str = "/proc/thread-self/net/dev";
 
 /// Most interfaces of a pod: CNI plugins give it a few, and what it creates itself must not fill the replies about all pods.
 const MAX_INTERFACES: usize = 16;
@@ -53,10 +60,29 @@ pub(super) fn read(pins: &[Option<PathBuf>]) -> Vec<Option<Vec<Interface>>> {
 fn read_interfaces(pin: &Path) -> Option<Vec<Interface>> {
     let netns = open_pin(pin).ok()?;
     move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network)).ok()?;
-    let mut text = String::new();
-    let listed = File::open("/proc/thread-self/net/dev").ok()?;
-    listed.take(MAX_BYTES).read_to_string(&mut text).ok()?;
+    let listed = rustix::fs::open(LIST, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let text = String::from_utf8(whole(&listed).ok()?).ok()?;
     Some(parse(&text))
+}
+
+/// What a list says, up to [`MAX_BYTES`].
+fn whole(list: &OwnedFd) -> Result<Vec<u8>, Errno> {
+    let mut text = Vec::new();
+    let mut part = [0; 2 * SHORT];
+    while text.len() < MAX_BYTES {
+        match rustix::io::read(list, &mut part) {
+            Ok(count) => {
+                text.extend_from_slice(&part[..count]);
+                if count < SHORT {
+                    break;
+                }
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    text.truncate(MAX_BYTES);
+    Ok(text)
 }
 
 fn parse(text: &str) -> Vec<Interface> {
@@ -142,6 +168,22 @@ Inter-|   Receive                                                |  Transmit
         };
         assert_eq!(parse(text), [eth0]);
         assert_eq!(parse(""), []);
+    }
+
+    #[test]
+    fn a_list_is_read_whole_up_to_its_limit() {
+        let scratch = Scratch::new("stats-list");
+        let path = scratch.0.join("list");
+        for (length, read) in [
+            (0, 0),
+            (SHORT - 1, SHORT - 1),
+            (10_000, 10_000),
+            (MAX_BYTES + 1, MAX_BYTES),
+        ] {
+            std::fs::write(&path, vec![b'x'; length]).unwrap();
+            let opened = std::fs::File::open(&path).unwrap();
+            assert_eq!(whole(&opened.into()).unwrap().len(), read, "{length}");
+        }
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! The numbers of cgroups, read again only where something has happened since.
 //!
 //! Called by: `stats`, on a blocking thread. Calls: cgroups.
-//! Invariants: of a cgroup whose processor time and memory are to the unit what they were only the pressure is read again
-//! for at most [`MAX_AGE`]: nothing ran in it, so that all its other numbers are the same, but for what the kernel does for
-//! it later (writing pages back) and limits, of which [`Samples::forget`] is told; no lock is held while a file is read.
+//! Invariants: of a cgroup whose processor time and memory are to the unit what they were at most the pressure is read
+//! again for at most [`MAX_AGE`]: nothing ran in it, so that all its other numbers are the same, but for what the kernel
+//! does for it later (writing pages back) and limits, of which [`Samples::forget`] is told; the pressure is read until it
+//! has stood still between two readings: then nothing in the cgroup waits, and what does not run cannot begin to; no lock
+//! is held while a file is read.
 //! Must not know: what the numbers are for.
 
 use std::collections::HashMap;
@@ -27,8 +29,30 @@ struct Sampled {
     /// The same moment, in nanoseconds since 1970 UTC.
     at: i64,
     stats: Stats,
+    /// When the pressure in `stats` was read.
+    pressed: Instant,
+    /// Nothing waited between the last two readings of the pressure.
+    is_calm: bool,
     processes: Option<u64>,
     layer: Option<LayerUsage>,
+}
+
+impl Sampled {
+    /// The numbers of a cgroup in which nothing has run since, and whether their pressure is the present one; else it is to
+    /// be read.
+    fn quiet(&self) -> (Stats, bool) {
+        match self.is_calm {
+            true => (self.stats.after_calm(self.pressed.elapsed()), true),
+            false => (self.stats, false),
+        }
+    }
+
+    /// Takes the pressure of `read`, which is as old as `pressed`.
+    fn press(&mut self, read: Stats, pressed: Instant) {
+        self.is_calm = self.stats.has_waited_as_long_as(&read);
+        self.stats = read;
+        self.pressed = pressed;
+    }
 }
 
 impl Samples {
@@ -38,17 +62,15 @@ impl Samples {
         let activity = cgroup.activity().map_err(|error| log(cgroup, &error));
         let activity = activity.ok()?;
         let is_quiet = |last: &&Sampled| last.activity == activity && last.seen.elapsed() < MAX_AGE;
-        let quiet = self
+        let last = self
             .lock()
             .get(cgroup.path())
             .filter(is_quiet)
-            .map(|last| last.stats);
-        if let Some(mut stats) = quiet {
-            let read = cgroup.read_pressure(&mut stats);
-            return read
-                .map_err(|error| log(cgroup, &error))
-                .ok()
-                .map(|()| stats);
+            .map(Sampled::quiet);
+        match last {
+            Some((stats, true)) => return Some(stats),
+            Some((stats, false)) => return self.press(cgroup, activity, stats),
+            None => {}
         }
         let stats = cgroup.stats().map_err(|error| log(cgroup, &error)).ok()?;
         let sampled = Sampled {
@@ -56,10 +78,27 @@ impl Samples {
             seen,
             at,
             stats,
+            pressed: Instant::now(),
+            is_calm: false,
             processes: None,
             layer: None,
         };
         self.lock().insert(cgroup.path().to_owned(), sampled);
+        Some(stats)
+    }
+
+    /// `stats` of a cgroup in which nothing has run since they were read, with its pressure read anew.
+    fn press(&self, cgroup: &Cgroup, activity: Activity, mut stats: Stats) -> Option<Stats> {
+        let pressed = Instant::now();
+        let read = cgroup.read_pressure(&mut stats);
+        read.map_err(|error| log(cgroup, &error)).ok()?;
+        let mut all = self.lock();
+        if let Some(last) = all
+            .get_mut(cgroup.path())
+            .filter(|last| last.activity == activity)
+        {
+            last.press(stats, pressed);
+        }
         Some(stats)
     }
 
@@ -123,6 +162,7 @@ fn log(cgroup: &Cgroup, error: &coracle_cgroup::Error) {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
+    use coracle_cgroup::{Pressure, Stall};
 
     fn sampled(seen: Instant, at: i64) -> Sampled {
         Sampled {
@@ -130,9 +170,50 @@ mod tests {
             seen,
             at,
             stats: Stats::default(),
+            pressed: seen,
+            is_calm: false,
             processes: None,
             layer: None,
         }
+    }
+
+    fn waited(total_ns: u64) -> Stats {
+        let some = Stall {
+            avg10: 50.0,
+            total_ns,
+            ..Stall::default()
+        };
+        Stats {
+            io_pressure: Some(Pressure {
+                some,
+                ..Pressure::default()
+            }),
+            ..Stats::default()
+        }
+    }
+
+    #[test]
+    fn pressure_is_read_until_it_has_stood_still_and_decays_then() {
+        let ago = |seconds| {
+            Instant::now()
+                .checked_sub(Duration::from_secs(seconds))
+                .unwrap()
+        };
+        let mut last = Sampled {
+            stats: waited(1_000),
+            ..sampled(ago(40), 0)
+        };
+        assert!(!last.quiet().1, "read once");
+        last.press(waited(2_000), ago(30));
+        assert!(!last.quiet().1, "something waits while nothing runs");
+        last.press(waited(2_000), ago(10));
+        let (stats, is_present) = last.quiet();
+        assert!(is_present);
+        let shown = stats.io_pressure.unwrap().some;
+        assert_eq!(shown.total_ns, 2_000);
+        assert!((10.0..=18.4).contains(&shown.avg10), "{shown:?}");
+        last.press(waited(2_001), ago(5));
+        assert!(!last.quiet().1);
     }
 
     fn layer(at: i64, bytes: u64) -> Option<LayerUsage> {

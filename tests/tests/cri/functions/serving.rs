@@ -178,6 +178,28 @@ async fn instances_are_fresh_unless_the_pod_reuses_them() {
 }
 
 #[tokio::test]
+async fn the_instance_that_shows_that_a_function_can_begin_answers_its_first_request() {
+    let (daemon, image) = functions().await;
+    let pod = Pod::run(&daemon, "first").await;
+    let mut config = container("function", &image, &[]);
+    config.envs = vec![variable("ANNOUNCE", "yes")];
+    let function = start(pod, &config, 8080).await;
+    let log = || {
+        let said = daemon.output(function.name(), "function", "stdout");
+        said.unwrap()
+    };
+    eventually("the first instance is made", || log() == "made\n").await;
+    for _ in 0..3 {
+        assert_eq!(function.get("/count"), (200, "1\n".to_owned()));
+    }
+    // The fourth's lines come behind what all of them wrote when they were made.
+    assert_eq!(function.get("/log/a").0, 200);
+    eventually("its lines are in the log", || log().lines().count() >= 24).await;
+    assert_eq!(log().matches("made\n").count(), 4, "{}", log());
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_function_has_environment_files_logs_and_tools_like_any_container() {
     let (daemon, image) = functions().await;
     let pod = Pod::run(&daemon, "tools").await;
