@@ -110,7 +110,8 @@ impl Daemon {
             None => binary()?,
         };
         let mut command = Command::new("/bin/sh");
-        let mut enter = self.scratch.enter_cgroup() + "exec ";
+        // Whoever starts a daemon may leave it a descriptor, which is for none of its processes.
+        let mut enter = self.scratch.enter_cgroup() + "exec 9<\"$1\"; exec ";
         if self.options.shared_mounts {
             enter += "unshare -m --propagation shared ";
         }

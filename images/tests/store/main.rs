@@ -79,7 +79,7 @@ fn wasm(image: &Image) -> &WasmImage {
 fn content(root: &Path) -> Vec<PathBuf> {
     let begun = Instant::now();
     let is_empty = || std::fs::read_dir(root.join("images/tmp")).unwrap().count() == 0;
-    while !is_empty() && begun.elapsed() < Duration::from_secs(10) {
+    while !is_empty() && begun.elapsed() < Duration::from_secs(60) {
         std::thread::sleep(Duration::from_millis(5));
     }
     content_now(root)

@@ -236,6 +236,7 @@ impl Containers {
         let Ended::With(status) = ended else {
             return;
         };
+        entry.reports.end();
         self.handle_reports(entry, slot, epoll);
         let (request, ran) = match entry.state {
             State::Starting { request, .. } => (request, false),

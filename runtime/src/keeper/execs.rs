@@ -217,6 +217,7 @@ impl Execs {
             Ended::With(status) => Some(status),
             Ended::Lost => None,
         };
+        exec.reports.end();
         self.handle_reports(exec, slot, poll);
         let (code, cause) = match &status {
             Some(status) => exec.reports.exit_status(status, exec.started),

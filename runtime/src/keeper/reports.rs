@@ -27,6 +27,8 @@ const NOT_STARTED: i32 = 128;
 /// The reports of one process.
 pub(super) struct Reports {
     socket: Option<OwnedFd>,
+    /// The process has ended: what it has sent is all that comes, whoever else still holds its end of the socket.
+    has_ended: bool,
     /// Read, and not yet a whole line.
     bytes: Vec<u8>,
     /// How many bytes were read in all.
@@ -53,6 +55,7 @@ impl Reports {
     pub(super) fn new(socket: OwnedFd) -> Self {
         Self {
             socket: Some(socket),
+            has_ended: false,
             bytes: Vec::new(),
             read: 0,
             fds: Vec::new(),
@@ -65,6 +68,11 @@ impl Reports {
     /// The descriptor to watch, until the stream has ended.
     pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.socket.as_ref().map(|socket| socket.as_fd())
+    }
+
+    /// The process has ended. The one before it, from which it moved, may be alive for a moment longer, with the socket.
+    pub(super) fn end(&mut self) {
+        self.has_ended = true;
     }
 
     /// Reads and returns new reports.
@@ -110,7 +118,7 @@ impl Reports {
                     self.fds.truncate(MAX_FDS);
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return false,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock && !self.has_ended => return false,
                 // A reset means the same as an end.
                 Err(_) => break,
             }

@@ -117,6 +117,30 @@ async fn a_guest_holds_no_descriptor_that_is_not_its_own() {
     daemon.finish().await.unwrap();
 }
 
+/// The tests' daemons are started with their configuration open as descriptor 9.
+#[tokio::test]
+async fn what_the_daemon_was_started_with_open_goes_to_no_process() {
+    let daemon = daemon().await;
+    let pod = Pod::run(&daemon, "fds").await;
+    sleeper(&daemon, &pod, "c").await;
+    let config = daemon.config_path();
+    let has_it = |pid: i32| {
+        let fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+        let mut targets = fds.filter_map(|fd| fs::read_link(fd.path()).ok());
+        targets.any(|target| target == config)
+    };
+    // It executes itself once when it starts, which closes it.
+    assert!(!has_it(daemon.pid()), "the daemon");
+    for role in [Role::Spawner, Role::Keeper, Role::Guest] {
+        let found = daemon.processes(role);
+        assert!(!found.is_empty(), "{role:?}");
+        for process in found {
+            assert!(!has_it(process.pid), "{process:?}");
+        }
+    }
+    daemon.finish().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_guest_sees_a_root_of_the_image_alone() {
     let daemon = daemon().await;

@@ -7,9 +7,14 @@ use super::*;
 
 /// Follows an exec whose process sends `reports`, one a line, and exits with 128, until it has ended. Returns what was
 /// queued for the daemon.
-#[allow(clippy::zombie_processes, reason = "the execs reap it")]
 fn events_of(reports: &str) -> Vec<FromKeeper> {
     let (ours, theirs) = UnixStream::pair().unwrap();
+    events_from(reports, ours, theirs)
+}
+
+/// The same, by these two ends of a socket.
+#[allow(clippy::zombie_processes, reason = "the execs reap it")]
+fn events_from(reports: &str, ours: UnixStream, theirs: UnixStream) -> Vec<FromKeeper> {
     ours.set_nonblocking(true).unwrap();
     let child = {
         let _forking = crate::keeper::forking::held();
@@ -73,4 +78,24 @@ fn whatever_a_process_reports_its_request_gets_the_event_that_it_waits_for() {
         );
         assert!(ended, "Ready, then {last:?}: {events:?}");
     }
+}
+
+/// A process that has moved is killed, and may be alive for a moment longer than the one that it has moved to.
+#[test]
+fn a_process_that_executed_its_program_has_begun_whoever_else_holds_its_reports() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let held = theirs.try_clone().unwrap();
+    let events = events_from("\"Executing\"", ours, theirs);
+    let ended = matches!(
+        events.as_slice(),
+        [
+            FromKeeper::Answer {
+                request: 7,
+                answer: Answer::Started { .. }
+            },
+            FromKeeper::ExecEnded { request: 7, .. }
+        ]
+    );
+    assert!(ended, "{events:?}");
+    drop(held);
 }

@@ -165,6 +165,11 @@ pub const KNOWN: &[Known] = &[
         "A socket of a family that no kernel has is refused by the filter already: families are compared in 32 bits, or AF_VSOCK and AF_ALG could be had with a high bit set.",
     ),
     known(
+        ["*", "seccomp", "syscall.53"],
+        ["EPERM", "E*"],
+        "A pair of sockets of a family that is not listed is refused by the filter already, as a single socket is.",
+    ),
+    known(
         ["*", "seccomp", "syscall.42*"],
         ["EPERM", "E*"],
         "io_uring is not in the default list of later containerd versions.",
