@@ -102,7 +102,7 @@ impl Daemon {
         })
     }
 
-    /// The command that serves, for tests that expect it to fail. Runs in the scratch's cgroup.
+    /// The command that serves, for tests that expect it to fail. In the scratch's cgroup, with a descriptor too many.
     pub fn command(&self) -> Outcome<Command> {
         let binary = match &self.options.binary {
             Some(binary) => binary.clone(),
@@ -110,7 +110,6 @@ impl Daemon {
             None => binary()?,
         };
         let mut command = Command::new("/bin/sh");
-        // Whoever starts a daemon may leave it a descriptor, which is for none of its processes.
         let mut enter = self.scratch.enter_cgroup() + "exec 9<\"$1\"; exec ";
         if self.options.shared_mounts {
             enter += "unshare -m --propagation shared ";
