@@ -46,6 +46,20 @@ fn events_from(reports: &str, ours: UnixStream, theirs: UnixStream) -> Vec<FromK
         .collect()
 }
 
+/// Whether these say that a process began, and that it ended.
+fn has_run(events: &[FromKeeper]) -> bool {
+    matches!(
+        events,
+        [
+            FromKeeper::Answer {
+                request: 7,
+                answer: Answer::Started { .. }
+            },
+            FromKeeper::ExecEnded { request: 7, .. }
+        ]
+    )
+}
+
 /// A request that was answered with a start waits for the end, and one that was not waits for an answer.
 #[test]
 fn whatever_a_process_reports_its_request_gets_the_event_that_it_waits_for() {
@@ -66,17 +80,7 @@ fn whatever_a_process_reports_its_request_gets_the_event_that_it_waits_for() {
         );
         assert!(answered, "{last:?}: {events:?}");
         let events = events_of(&format!("\"Ready\"\n{last}"));
-        let ended = matches!(
-            events.as_slice(),
-            [
-                FromKeeper::Answer {
-                    request: 7,
-                    answer: Answer::Started { .. }
-                },
-                FromKeeper::ExecEnded { request: 7, .. }
-            ]
-        );
-        assert!(ended, "Ready, then {last:?}: {events:?}");
+        assert!(has_run(&events), "Ready, then {last:?}: {events:?}");
     }
 }
 
@@ -86,16 +90,6 @@ fn a_process_that_executed_its_program_has_begun_whoever_else_holds_its_reports(
     let (ours, theirs) = UnixStream::pair().unwrap();
     let held = theirs.try_clone().unwrap();
     let events = events_from("\"Executing\"", ours, theirs);
-    let ended = matches!(
-        events.as_slice(),
-        [
-            FromKeeper::Answer {
-                request: 7,
-                answer: Answer::Started { .. }
-            },
-            FromKeeper::ExecEnded { request: 7, .. }
-        ]
-    );
-    assert!(ended, "{events:?}");
+    assert!(has_run(&events), "{events:?}");
     drop(held);
 }
