@@ -140,6 +140,8 @@ fn map_namespace(
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
+    use std::os::fd::AsFd as _;
+
     use super::*;
 
     const RANGE: IdRange = IdRange {
@@ -173,7 +175,10 @@ mod tests {
 
     #[test]
     fn the_map_namespace_holds_the_map() {
-        let map = map_namespace(&[(0, RANGE.base, 10)], &[(0, RANGE.base, 10)], None);
+        // As in the daemon, which has threads, too: without an empty root the forked process makes one, and allocates.
+        let empty = coracle_sys::empty::namespace().unwrap();
+        let extents = [(0, RANGE.base, 10)];
+        let map = map_namespace(&extents, &extents, Some(empty.as_fd()));
         assert!(map.is_ok(), "{map:?}");
     }
 }

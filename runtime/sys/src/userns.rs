@@ -140,6 +140,12 @@ mod tests {
 
     #[test]
     fn there_is_nothing_to_find_in_a_holder() {
+        fork::test_alone("userns::tests::a_holder_has_nothing");
+    }
+
+    #[test]
+    #[ignore = "it forks what may allocate; the test above runs it"]
+    fn a_holder_has_nothing() {
         let map = [(0, 1_879_048_192, 10)];
         let empty = empty::namespace().unwrap();
         for root in [None, Some(empty.as_fd())] {

@@ -66,6 +66,18 @@ fn meet(node: &OwnedFd, address: IpAddr) {
     );
 }
 
+/// Has what is tracked here outlast the test: some entries expire after ten seconds, which a test may take.
+fn keep_tracked() {
+    let settings = std::fs::read_dir("/proc/sys/net/netfilter").unwrap();
+    for setting in settings.map(|setting| setting.unwrap().path()) {
+        if setting.to_string_lossy().contains("conntrack")
+            && setting.to_string_lossy().contains("_timeout")
+        {
+            std::fs::write(setting, "3600").unwrap();
+        }
+    }
+}
+
 impl World {
     pub(super) fn new() -> Self {
         let (node, outside) = (netns(), netns());
@@ -98,6 +110,7 @@ impl World {
         }
         set(&node, "ipv4/ip_forward", "1");
         set(&node, "ipv6/conf/all/forwarding", "1");
+        inside(&node, keep_tracked);
         let temp = tempfile::tempdir().unwrap();
         let network = Builtin::open(config(1, temp.path())).unwrap();
         meet(&node, "2001:db8:1::2".parse().unwrap());
