@@ -2,7 +2,8 @@
 //!
 //! Called by: everything here that reads or writes files. Invariants: images never have more than a part of that pool: the
 //! rest is for pods; removal, by which a full disk gets room, never waits for pulls; no async worker opens, looks at, closes or
-//! removes a file. Not here: lookups of names, which have threads of their own.
+//! removes a file, but for a blob whose pull is cancelled while it waits for an unpacker: it was only read, and is closed there.
+//! Not here: lookups of names, which have threads of their own.
 
 use tokio::sync::Semaphore;
 

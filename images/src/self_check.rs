@@ -71,8 +71,8 @@ impl Images {
                 }
             };
             let inner = Arc::clone(&self.inner);
-            let condemn = move || inner.condemn(&content, &problem);
-            dropped.extend(removing("dropping a broken image", condemn).await?);
+            let drop_broken = move || inner.drop_broken(&content, &problem);
+            dropped.extend(removing("dropping a broken image", drop_broken).await?);
         }
         Ok(dropped.into_iter().collect())
     }
@@ -119,12 +119,12 @@ impl Inner {
                 difference(&recorded, opened).map_err(|error| Error::io("read", &path, error))
             }
         };
-        restfully("checking a layer", look).await
+        throttled("checking a layer", look).await
     }
 
     /// Drops the images that need this broken content, and the content, as far as no container uses it. Blocking. Returns
     /// the images.
-    fn condemn(&self, content: &Content, problem: &str) -> Result<Vec<ImageId>, Error> {
+    fn drop_broken(&self, content: &Content, problem: &str) -> Result<Vec<ImageId>, Error> {
         let writer = self.writer();
         if !self.is_named(content) {
             // Removed meanwhile.
@@ -198,13 +198,13 @@ impl Inner {
 async fn check_file(path: PathBuf, digest: Digest) -> Result<Option<String>, Error> {
     let opened = path.clone();
     let open = move || open_file(&opened, digest);
-    let Some(mut reading) = restfully("opening stored content", open).await? else {
+    let Some(mut reading) = throttled("opening stored content", open).await? else {
         return Ok(Some("its file is gone".to_owned()));
     };
     loop {
         let path = path.clone();
         let read = move || read_slice(reading, &path);
-        let (next, is_whole) = restfully("checking stored content", read).await?;
+        let (next, is_whole) = throttled("checking stored content", read).await?;
         if is_whole {
             let finished = next.verifier.finish();
             return Ok(finished.err().map(|error| error.to_string()));
@@ -237,7 +237,7 @@ fn read_slice(mut reading: Reading, path: &Path) -> Result<(Reading, bool), Erro
 }
 
 /// Runs blocking work, and rests for longer than it took.
-async fn restfully<T: Send + 'static>(
+async fn throttled<T: Send + 'static>(
     doing: &'static str,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {

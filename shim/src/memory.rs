@@ -41,7 +41,7 @@ pub fn execute_without_thread_caches() -> std::io::Result<()> {
 }
 
 /// Returns what the start of the daemon needed and its work does not. Takes about a millisecond.
-pub fn forget_start() {
+pub fn release_startup_memory() {
     give_memory_back();
     unmap_program();
 }

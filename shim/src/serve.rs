@@ -119,7 +119,7 @@ async fn run(
         () = &mut terminated => return end(&pods, plugins, claims).await,
         () = preload(config, &images, &pods) => {}
     }
-    crate::memory::forget_start();
+    crate::memory::release_startup_memory();
     tracing::info!(socket = %config.socket.display(), pods = pods.pods().len(), version = env!("CARGO_PKG_VERSION"), "ready");
     notify(notify::READY);
     let held = Held {

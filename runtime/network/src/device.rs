@@ -59,7 +59,7 @@ pub fn move_device(
             });
         }
         (Some(index), None) => {
-            note(&record, &addresses(&node, index)?)?;
+            record_addresses(&record, &addresses(&node, index)?)?;
             node.run(vec![moved(netns, index, on_node, in_pod)])?;
         }
         // By an earlier start of a container of this pod, which may not have come to its end.
@@ -85,7 +85,7 @@ fn set_up(pod: &Netlink, (on_node, in_pod): (&str, &str), record: &Path) -> Resu
         let _ = pod.run(vec![alternative_name(index, on_node)]);
     }
     let mut requests = vec![veth::up(index, in_pod, LinkFlags::empty())];
-    let addresses = noted(record)?;
+    let addresses = recorded_addresses(record)?;
     requests.extend(addresses.iter().flatten().map(|one| add(one, index)));
     pod.run(requests)?;
     match addresses {
@@ -96,14 +96,14 @@ fn set_up(pod: &Netlink, (on_node, in_pod): (&str, &str), record: &Path) -> Resu
 }
 
 /// Records `addresses` before they are lost. What is there is of a device that has not left the node.
-fn note(record: &Path, addresses: &[Address]) -> Result<(), Error> {
+fn record_addresses(record: &Path, addresses: &[Address]) -> Result<(), Error> {
     let what = "record the addresses of a device in";
     let text = serde_json::to_vec(addresses).map_err(|error| Error::file(what, record, error))?;
     fs::write(record, text).map_err(|error| Error::file(what, record, error))
 }
 
 /// What is recorded; `None` when the device has its addresses.
-fn noted(record: &Path) -> Result<Option<Vec<Address>>, Error> {
+fn recorded_addresses(record: &Path) -> Result<Option<Vec<Address>>, Error> {
     let what = "read the addresses of a device in";
     match fs::read(record) {
         Ok(text) => serde_json::from_slice(&text)
@@ -226,7 +226,7 @@ mod tests {
         inside(node.as_fd(), || {
             let node = Netlink::open()?;
             let index = node.index("wire0")?.unwrap();
-            note(&temp.path().join("device-net1"), &addresses(&node, index)?)?;
+            record_addresses(&temp.path().join("device-net1"), &addresses(&node, index)?)?;
             node.run(vec![moved(pod.as_fd(), index, "wire0", "net1")])
         })
         .unwrap();

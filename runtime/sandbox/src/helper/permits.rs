@@ -169,7 +169,7 @@ impl Pool {
         state.waiting.retain(|waiting| !waiting.turn.is_closed());
         while let Some(next) = state.next(self.most) {
             let Waiting { request, turn } = state.waiting.remove(next);
-            state.note_turn(&request);
+            state.record_turn(&request);
             let pool = Arc::clone(self);
             // It left just now: its permit is given back below, without the lock.
             refused.extend(turn.send(Permit { pool, request }).err());
@@ -227,7 +227,7 @@ impl State {
             && all.saturating_add(units) <= most.units
     }
 
-    fn note_turn(&mut self, request: &Request) {
+    fn record_turn(&mut self, request: &Request) {
         self.turns += 1;
         self.last_turns.insert(request.of(), self.turns);
         self.running.push(request.clone());

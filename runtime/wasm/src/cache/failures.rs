@@ -82,8 +82,8 @@ impl Failures {
         if held.values().filter(|known| known.image == image).count() >= MOST_OF_IMAGE {
             drop_oldest(&mut held, image);
         } else if held.len() >= MOST {
-            let greediest = greediest(&held);
-            drop_oldest(&mut held, &greediest);
+            let image = image_with_most(&held);
+            drop_oldest(&mut held, &image);
         }
         let failure = Failure {
             image: image.to_owned(),
@@ -97,7 +97,7 @@ impl Failures {
 }
 
 /// The image with the most failures.
-fn greediest(held: &HashMap<EntryKey, Failure>) -> String {
+fn image_with_most(held: &HashMap<EntryKey, Failure>) -> String {
     let mut counts: HashMap<&str, usize> = HashMap::new();
     for failure in held.values() {
         *counts.entry(&failure.image).or_default() += 1;
