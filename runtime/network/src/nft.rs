@@ -29,7 +29,7 @@ use super::netlink::{inside, open_socket};
 pub(super) use attributes::Attributes;
 pub(super) use batch::{Base, Batch, Element, Hook, Kind, Set, Type, concat};
 pub(super) use events::Events;
-pub(super) use flows::{Flow, forget_address, forget_flows};
+pub(super) use flows::{Flow, forget_addresses, forget_flows};
 pub(super) use rule::Rule;
 
 // Source: linux/netlink.h, linux/netfilter/nfnetlink.h and nf_tables.h.

@@ -23,7 +23,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use coracle_spec::error::chain;
 
 use super::super::error::Error;
-use super::super::nft::{Base, Batch, Hook, Kind, Rule, Set, Type, forget_address};
+use super::super::nft::{Base, Batch, Hook, Kind, Rule, Set, Type, forget_addresses};
 use super::fixed::Fixed;
 
 /// Lists a pod. Few in each, so that its walk is short, and not so few that chance fills one long before the others.
@@ -123,7 +123,7 @@ impl Connections {
     }
 
     /// Deletes what the node's table has of connections from and to `addresses`, those of a pod that is going, unless it has
-    /// room enough: finding them takes four walks over all of it. Best effort: an entry that stays expires, one of an
+    /// room enough: finding them takes walks over all of it. Best effort: an entry that stays expires, one of an
     /// established connection after days.
     pub(super) fn forget(&self, pod: &str, addresses: &[IpAddr]) {
         // Also where nothing is tracked: asking would make the kernel load what tracks.
@@ -132,8 +132,7 @@ impl Connections {
         if count == 0 || count < enough {
             return;
         }
-        let forgotten: Result<(), Error> = addresses.iter().copied().try_for_each(forget_address);
-        if let Err(error) = forgotten {
+        if let Err(error) = forget_addresses(addresses) {
             tracing::warn!(
                 pod, error = %chain(&error),
                 "cannot delete the node's entries of a pod's connections; they expire by themselves"

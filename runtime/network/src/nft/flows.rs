@@ -55,64 +55,9 @@ pub(crate) struct Flow {
 /// Deletes every entry for which `is_stale` is true, and returns how many. An entry may expire meanwhile. In the calling
 /// thread's network namespace.
 pub(crate) fn forget_flows(is_stale: impl Fn(&Flow) -> bool) -> Result<usize, Error> {
-    // Both families at once: the kernel walks its whole table, which takes some milliseconds.
-    forget_listed(0, &Attributes::default(), is_stale)
-}
-
-/// Deletes every entry of a connection that `address` began, or that was delivered to it, in the calling thread's network
-/// namespace. The kernel chooses them.
-pub(crate) fn forget_address(address: IpAddr) -> Result<(), Error> {
-    let family = match address {
-        IpAddr::V4(_) => libc::AF_INET,
-        IpAddr::V6(_) => libc::AF_INET6,
-    } as u8;
-    let directions = [
-        (CTA_TUPLE_ORIG, CTA_FILTER_ORIG_FLAGS),
-        (CTA_TUPLE_REPLY, CTA_FILTER_REPLY_FLAGS),
-    ];
-    let nft = Nft::open()?;
-    for (tuple, flags) in directions {
-        let filter = from(address, tuple, flags);
-        let mut message = Vec::new();
-        let head = head(IPCTNL_MSG_CT_DELETE, NLM_F_ACK, family);
-        append(&mut message, head, filter.bytes());
-        match nft.ask("forget", "connections", &message, |_| {}) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-            // Before Linux 6.8 it takes that for one entry's name, which lacks the ports. From 5.8 it lists by a filter.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                let is_stale = |flow: &Flow| [flow.caller, flow.answers].contains(&address);
-                forget_listed(family, &filter, is_stale)?;
-            }
-            done => done?,
-        }
-    }
-    Ok(())
-}
-
-/// Chooses entries one of whose two directions begins at `address`.
-fn from(address: IpAddr, tuple: u16, flags: u16) -> Attributes {
-    let source = match address {
-        IpAddr::V4(address) => Attributes::default().value(CTA_IP_V4_SRC, &address.octets()),
-        IpAddr::V6(address) => Attributes::default().value(CTA_IP_V6_SRC, &address.octets()),
-    };
-    let tuple_ip = Attributes::default().nest(CTA_TUPLE_IP, &source);
-    // Unlike other numbers of netfilter, in the machine's order.
-    let fields = Attributes::default().value(flags, &OF_SOURCE.to_ne_bytes());
-    Attributes::default()
-        .nest(tuple, &tuple_ip)
-        .nest(CTA_FILTER, &fields)
-}
-
-/// Deletes the entries of `family` (0 for all) that `filter` chooses and for which `is_stale` is true: kernels may ignore a
-/// filter. Returns how many.
-fn forget_listed(
-    family: u8,
-    filter: &Attributes,
-    is_stale: impl Fn(&Flow) -> bool,
-) -> Result<usize, Error> {
     let mut message = Vec::new();
-    let dump = head(IPCTNL_MSG_CT_GET, NLM_F_DUMP, family);
-    append(&mut message, dump, filter.bytes());
+    // Both families at once: the kernel walks its whole table, which takes some milliseconds.
+    append(&mut message, head(IPCTNL_MSG_CT_GET, NLM_F_DUMP, 0), &[]);
     let mut stale = Stale::new()?;
     Nft::open()?.ask("list", "connections", &message, |entry| {
         let Some((header, attributes)) = entry.split_at_checked(FAMILY_HEADER_BYTES) else {
@@ -123,6 +68,59 @@ fn forget_listed(
         }
     })?;
     stale.finish()
+}
+
+/// Deletes every entry of a connection that one of `addresses` began, or that was delivered to it, in the calling thread's
+/// network namespace.
+pub(crate) fn forget_addresses(addresses: &[IpAddr]) -> Result<(), Error> {
+    let ends_at = |flow: &Flow| {
+        [flow.caller, flow.answers]
+            .iter()
+            .any(|end| addresses.contains(end))
+    };
+    let mut is_listed = addresses.iter().any(IpAddr::is_ipv6);
+    for address in addresses {
+        if let IpAddr::V4(address) = address {
+            is_listed |= !forget_chosen(*address)?;
+        }
+    }
+    if is_listed {
+        forget_flows(ends_at)?;
+    }
+    Ok(())
+}
+
+/// Has the kernel choose and delete the entries of an address. False if it cannot: before Linux 6.8 it takes the request for
+/// one entry's name, which lacks the ports. Not for IPv6: what the kernel compares there it takes for equal when it differs,
+/// and deletes everybody else's (net/netfilter/nf_conntrack_netlink.c: ctnetlink_filter_match_tuple, since Linux 5.8).
+fn forget_chosen(address: Ipv4Addr) -> Result<bool, Error> {
+    let directions = [
+        (CTA_TUPLE_ORIG, CTA_FILTER_ORIG_FLAGS),
+        (CTA_TUPLE_REPLY, CTA_FILTER_REPLY_FLAGS),
+    ];
+    let nft = Nft::open()?;
+    for (tuple, flags) in directions {
+        let mut message = Vec::new();
+        let head = head(IPCTNL_MSG_CT_DELETE, NLM_F_ACK, libc::AF_INET as u8);
+        append(&mut message, head, from(address, tuple, flags).bytes());
+        match nft.ask("forget", "connections", &message, |_| {}) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(false),
+            done => done?,
+        }
+    }
+    Ok(true)
+}
+
+/// Chooses entries one of whose two directions begins at `address`.
+fn from(address: Ipv4Addr, tuple: u16, flags: u16) -> Attributes {
+    let source = Attributes::default().value(CTA_IP_V4_SRC, &address.octets());
+    let tuple_ip = Attributes::default().nest(CTA_TUPLE_IP, &source);
+    // Unlike other numbers of netfilter, in the machine's order.
+    let fields = Attributes::default().value(flags, &OF_SOURCE.to_ne_bytes());
+    Attributes::default()
+        .nest(tuple, &tuple_ip)
+        .nest(CTA_FILTER, &fields)
 }
 
 /// Entries that are to be deleted, some at a time, while others are still being listed.

@@ -5,7 +5,7 @@ use std::net::UdpSocket;
 
 use super::node::{NODE, NODE_V6, Server, World, is_silent, netns, run, tcp};
 use super::*;
-use crate::nft::forget_flows;
+use crate::nft::{forget_addresses, forget_flows};
 
 const TABLE: &str = "coracle-caab-count";
 
@@ -163,17 +163,57 @@ fn a_pod_goes_without_a_walk_over_the_nodes_table_where_that_has_room() {
     assert!(left + 100 <= all, "{left} of {all}");
 }
 
+/// Has the node track what it sends.
+fn track(world: &World) {
+    for line in [
+        "nft add table inet track",
+        "nft add chain inet track out { type filter hook output priority 0 ; }",
+        "nft add rule inet track out ct state new accept",
+    ] {
+        run(&world.node, line);
+    }
+}
+
+#[test]
+fn the_connections_of_an_address_are_deleted_and_of_no_other_one_in_either_family() {
+    let world = World::new();
+    track(&world);
+    let families = [
+        ("192.0.2.77", "192.0.2.78", "198.51.100.2"),
+        ("2001:db8:1::77", "2001:db8:1::78", "2001:db8:1::2"),
+    ];
+    for (going, other, target) in families {
+        let addresses: [IpAddr; 2] = [going, other].map(|address| address.parse().unwrap());
+        let prefix = if addresses[0].is_ipv4() { 32 } else { 128 };
+        for address in addresses {
+            run(
+                &world.node,
+                &format!("ip address add {address}/{prefix} dev lo nodad"),
+            );
+        }
+        let send = |from: IpAddr, to: IpAddr, count: u16| {
+            inside(&world.node, || {
+                let socket = UdpSocket::bind((from, 0)).unwrap();
+                for port in 20_000..20_000 + count {
+                    let _ = socket.send_to(b"x", (to, port));
+                }
+            });
+        };
+        let target = target.parse().unwrap();
+        send(addresses[1], target, 40);
+        let others = tracked(&world.node);
+        send(addresses[0], target, 30);
+        assert!(tracked(&world.node) >= others + 30);
+        inside(&world.node, || forget_addresses(&addresses[..1])).unwrap();
+        assert_eq!(tracked(&world.node), others, "{going}");
+    }
+}
+
 #[test]
 fn stale_entries_are_deleted_while_others_are_still_being_listed() {
     const COUNT: u16 = 5000;
     let world = World::new();
-    for line in [
-        "nft add table ip track",
-        "nft add chain ip track out { type filter hook output priority 0 ; }",
-        "nft add rule ip track out ct state new accept",
-    ] {
-        run(&world.node, line);
-    }
+    track(&world);
     let target: IpAddr = "198.51.100.2".parse().unwrap();
     flood(&world.node, target, COUNT);
     let all = tracked(&world.node);
