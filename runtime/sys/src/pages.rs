@@ -9,7 +9,9 @@
 //! process that had the page first and all its forks. With thousands of them that takes it a processor for seconds at a
 //! time. Two kinds of pages are concerned. Those that all forks share: it leaves pages alone that somebody else refers to
 //! (the kernel's mm/compaction.c: isolate_migratepages_block), and a pipe is somebody else. And those that the process
-//! writes again and again: each fork that does not write to them, too, keeps the version of its time. So it does.
+//! writes again and again: each fork that does not write to them, too, keeps the version of its time. So it does. A page
+//! that a fork has made its own is this process's alone from then on, written or not: that it is written again and again
+//! shows when it is so though the last fork has left it shared.
 
 use std::fs::File;
 use std::io;
@@ -32,6 +34,8 @@ const IS_OF_FILE: u64 = 1 << 61;
 const IS_EXCLUSIVE: u64 = 1 << 56;
 /// Most pages that a fork makes its own.
 const MAX_WRITTEN: usize = 128;
+/// After so many forks it is found out anew which pages these are: some had been shared with a fork that ended at once.
+const LOOK_AGAIN: usize = 64;
 /// The longest mapping in which written pages are looked for, in bytes.
 const MAX_RANGE: usize = 16 << 20;
 /// Entries of the page map that are read at a time.
@@ -45,8 +49,41 @@ pub struct Held {
     pagemap: File,
     /// First and last address of memory that can be written.
     writable: Vec<(usize, usize)>,
-    written: [usize; MAX_WRITTEN],
+    /// Those that are written between two forks.
+    written: Pages,
+    /// Those of this process alone that the last fork has left shared.
+    left: Pages,
+    forks: usize,
+}
+
+/// Addresses of pages, in their order. It allocates nothing.
+#[derive(Clone, Copy, Debug)]
+struct Pages {
+    addresses: [usize; MAX_WRITTEN],
     count: usize,
+}
+
+impl Pages {
+    const NONE: Self = Self {
+        addresses: [0; MAX_WRITTEN],
+        count: 0,
+    };
+
+    fn all(&self) -> &[usize] {
+        &self.addresses[..self.count]
+    }
+
+    fn has(&self, address: usize) -> bool {
+        self.all().binary_search(&address).is_ok()
+    }
+
+    /// Adds one behind the others, while there is room.
+    fn add(&mut self, address: usize) {
+        if let Some(next) = self.addresses.get_mut(self.count) {
+            *next = address;
+            self.count += 1;
+        }
+    }
 }
 
 impl Held {
@@ -56,23 +93,36 @@ impl Held {
         self.pages
     }
 
-    /// Finds the pages that this process has written to since its last fork. Before a fork; it allocates nothing.
+    /// Finds the pages that this process writes to between its forks. Before a fork; it allocates nothing.
     pub fn find_written(&mut self) {
-        self.count = 0;
+        let is_known = !self.forks.is_multiple_of(LOOK_AGAIN);
+        self.forks = self.forks.wrapping_add(1);
+        let (known, left) = (self.written, self.left);
+        (self.written, self.left) = (Pages::NONE, Pages::NONE);
+        for number in 0..self.writable.len() {
+            let (start, end) = self.writable[number];
+            self.each_own(start, end, |held, address| {
+                match left.has(address) || is_known && known.has(address) {
+                    true => held.written.add(address),
+                    false => held.left.add(address),
+                }
+            });
+        }
+    }
+
+    /// Calls `found` with each page between two addresses that this process alone maps.
+    fn each_own(&mut self, start: usize, end: usize, found: impl Fn(&mut Self, usize)) {
         let page = rustix::param::page_size();
-        for (start, end) in &self.writable {
-            let mut entries = [0; ENTRIES * 8];
-            for first in (*start..*end).step_by(ENTRIES * page) {
-                let wanted = ((end - first) / page).min(ENTRIES) * 8;
-                let at = (first / page * 8) as u64;
-                let read = self.pagemap.read_at(&mut entries[..wanted], at);
-                for (number, entry) in entries[..read.unwrap_or(0)].chunks_exact(8).enumerate() {
-                    let entry = entry.try_into().map_or(0, u64::from_ne_bytes);
-                    let is_own = entry & IS_PRESENT != 0 && entry & IS_OF_FILE == 0;
-                    if is_own && entry & IS_EXCLUSIVE != 0 && self.count < MAX_WRITTEN {
-                        self.written[self.count] = first + number * page;
-                        self.count += 1;
-                    }
+        let mut entries = [0; ENTRIES * 8];
+        for first in (start..end).step_by(ENTRIES * page) {
+            let wanted = ((end - first) / page).min(ENTRIES) * 8;
+            let at = (first / page * 8) as u64;
+            let read = self.pagemap.read_at(&mut entries[..wanted], at);
+            for (number, entry) in entries[..read.unwrap_or(0)].chunks_exact(8).enumerate() {
+                let entry = entry.try_into().map_or(0, u64::from_ne_bytes);
+                let is_anonymous = entry & IS_PRESENT != 0 && entry & IS_OF_FILE == 0;
+                if is_anonymous && entry & IS_EXCLUSIVE != 0 {
+                    found(self, first + number * page);
                 }
             }
         }
@@ -80,7 +130,7 @@ impl Held {
 
     /// Makes these pages this process's own. In the fork, before it does anything else.
     pub fn own_written(&self) {
-        for address in &self.written[..self.count] {
+        for address in self.written.all() {
             let byte = std::ptr::with_exposed_provenance_mut::<u8>(*address);
             // SAFETY: the page is mapped and writable, as it was in the parent a moment ago; this process has one thread,
             // and the byte keeps its value.
@@ -104,8 +154,9 @@ pub fn hold() -> io::Result<Held> {
         pages: 0,
         pagemap,
         writable: maps.lines().filter_map(writable_range).collect(),
-        written: [0; MAX_WRITTEN],
-        count: 0,
+        written: Pages::NONE,
+        left: Pages::NONE,
+        forks: 0,
     };
     for run in runs {
         if !held.add(run)? {
@@ -216,6 +267,8 @@ fn add_own(pagemap: &File, start: usize, end: usize, runs: &mut Vec<Run>) -> io:
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
+    use std::os::fd::AsFd as _;
+
     use super::*;
 
     #[test]
@@ -253,16 +306,79 @@ mod tests {
         let page = rustix::param::page_size();
         let mut memory = vec![1_u8; 64 * page];
         let mut held = hold().unwrap();
-        let start = memory.as_ptr().addr().next_multiple_of(page);
+        let first_byte = memory.as_ptr().addr();
+        let start = first_byte.next_multiple_of(page);
         held.writable = vec![(start, start + 32 * page)];
         held.find_written();
-        assert_eq!(held.count, 32, "no fork shares any");
-        memory[40] = 2;
-        held.own_written();
-        assert_eq!((memory[40], memory[41]), (2, 1));
-        held.writable = vec![(start, start)];
+        assert_eq!(
+            (held.written.count, held.left.count),
+            (0, 32),
+            "no fork shares any"
+        );
+        let first = Fork::new(&held);
+        let mut write = |number: usize| memory[start - first_byte + number * page] += 1;
+        write(3);
         held.find_written();
-        assert_eq!(held.count, 0);
+        assert_eq!(held.written.all(), [start + 3 * page]);
+        let second = Fork::new(&held);
+        // The second fork has its own, so this process alone has this one, though it did not write again.
+        write(5);
+        held.find_written();
+        assert_eq!(held.written.all(), [start + 3 * page]);
+        assert_eq!(held.left.all(), [start + 5 * page]);
+        let third = Fork::new(&held);
+        held.find_written();
+        assert_eq!(
+            (held.written.count, held.left.count),
+            (1, 0),
+            "written once"
+        );
+        held.forks = LOOK_AGAIN;
+        held.find_written();
+        assert_eq!((held.written.count, held.left.count), (0, 1));
+        let fourth = Fork::new(&held);
+        held.find_written();
+        assert_eq!(
+            (held.written.count, held.left.count),
+            (0, 0),
+            "written no more"
+        );
+        drop((first, second, third, fourth));
+        assert_eq!(memory[start - first_byte + 3 * page], 2);
+    }
+
+    /// A fork with its own copies of what `held` has found. Ends when dropped.
+    struct Fork(OwnedFd);
+
+    impl Fork {
+        fn new(held: &Held) -> Self {
+            let (read, write) = rustix::pipe::pipe().unwrap();
+            match crate::fork::fork(0, None).unwrap() {
+                crate::fork::Forked::Parent { pidfd } => {
+                    drop(write);
+                    assert_eq!(rustix::io::read(&read, &mut [0]).unwrap(), 1);
+                    Self(pidfd)
+                }
+                crate::fork::Forked::Child => {
+                    held.own_written();
+                    let _ = rustix::io::write(&write, b"x");
+                    loop {
+                        std::thread::park();
+                    }
+                }
+            }
+        }
+    }
+
+    impl Drop for Fork {
+        fn drop(&mut self) {
+            rustix::process::pidfd_send_signal(&self.0, rustix::process::Signal::KILL).unwrap();
+            rustix::process::waitid(
+                rustix::process::WaitId::PidFd(self.0.as_fd()),
+                rustix::process::WaitIdOptions::EXITED,
+            )
+            .unwrap();
+        }
     }
 
     #[test]
