@@ -90,17 +90,17 @@ test-v2: test-build ## run the end-to-end tests on cgroup v2, in an emulated mac
 
 .PHONY: bench
 bench: ## build, then compare with containerd + runc (as root; BENCH_JSON=FILE also writes JSON)
-	@.ci/packages $(BENCH_PACKAGES)
+	@.ci/packages $(BENCH_PACKAGES) e2fsprogs
 	$(CARGO) build --release --workspace --bins
-	$(RELEASE)/bench
+	tests/tools/on-ext4.sh 8 $(RELEASE)/bench
 
 # Beside wasmtime's own server, built from crates.io the first time (some twenty minutes), and a native one under containerd.
 .PHONY: bench-http
 bench-http: ## build, then compare HTTP functions with wasmtime serve and a native server (as root; QUICK=1, COLD=1, BENCH_JSON=FILE)
-	@.ci/packages $(BENCH_PACKAGES) wrk
+	@.ci/packages $(BENCH_PACKAGES) wrk e2fsprogs
 	$(CARGO) build --release --workspace --bins
 	$(if $(COLD),,tests/tools/wasmtime.sh >/dev/null)
-	$(RELEASE)/bench-http $(if $(QUICK),--quick) $(if $(COLD),--cold)
+	tests/tools/on-ext4.sh 8 $(RELEASE)/bench-http $(if $(QUICK),--quick) $(if $(COLD),--cold)
 
 .PHONY: bench-images
 bench-images: ## build, then compare pulls of images with containerd (as root; QUICK=1, BENCH_JSON=FILE)
@@ -110,9 +110,9 @@ bench-images: ## build, then compare pulls of images with containerd (as root; Q
 
 .PHONY: bench-scale
 bench-scale: ## build, then show what a pod costs beside none and beside 2,000 others (as root; PODS=, BENCH_JSON=FILE)
-	@.ci/packages $(BENCH_PACKAGES)
+	@.ci/packages $(BENCH_PACKAGES) e2fsprogs
 	$(CARGO) build --release --workspace --bins
-	$(RELEASE)/bench-scale $(PODS)
+	tests/tools/on-ext4.sh 8 $(RELEASE)/bench-scale $(PODS)
 
 # PODS pods while daemon and spawner are killed after every 200, then half as many on one daemon. See docs/security/fuzzing.md.
 .PHONY: churn
