@@ -27,7 +27,8 @@ pub struct HostIdentity {
     pub groups: Vec<u32>,
     /// Host id of container id 0, the owner of mount points.
     pub root: u32,
-    /// A user namespace whose id map every mount of the container has; `None` if its ids are the host's own.
+    /// A user namespace whose id map every mount of the container has; `None` if its ids are the host's own, or nothing is
+    /// mounted.
     pub map: Option<OwnedFd>,
 }
 
@@ -45,26 +46,55 @@ pub fn pod_id_map(range: IdRange, empty: BorrowedFd<'_>) -> Result<OwnedFd> {
 ///
 /// Errors: more than one distinct id beyond 65,534 of a kind, or the kernel refuses user namespaces.
 pub fn host_identity(spec: &ContainerSpec, usual: Option<&OwnedFd>) -> Result<HostIdentity> {
-    let who = &spec.identity;
-    let users = extents(who.range, &[who.uid])?;
-    let mut ids = vec![who.gid];
-    ids.extend(&who.groups);
-    let groups = extents(who.range, &ids)?;
+    let (users, groups) = maps(spec)?;
     let what = || "make the pod's id map (a user namespace)".to_owned();
     let map = match usual.filter(|_| users.len() == 1 && groups.len() == 1) {
         Some(usual) => usual.try_clone().during(what)?,
         None => map_namespace(&users, &groups, None).during(what)?,
     };
     Ok(HostIdentity {
-        uid: host_id(&users, who.uid)?,
-        gid: host_id(&groups, who.gid)?,
-        groups: who
-            .groups
-            .iter()
-            .map(|g| host_id(&groups, *g))
-            .collect::<Result<_>>()?,
-        root: who.range.base,
         map: Some(map),
+        ..mapped(spec, &users, &groups)?
+    })
+}
+
+/// The identity of a container that was built and is in its jail as host `user`, without a map: nothing is mounted any more.
+///
+/// Errors: nothing of `spec` makes a process that user, which is a bug.
+pub fn of_built(spec: &ContainerSpec, user: u32) -> Result<HostIdentity> {
+    let (users, groups) = maps(spec)?;
+    let mapped = mapped(spec, &users, &groups)?;
+    if mapped.uid == user {
+        return Ok(mapped);
+    }
+    let unmapped = unmapped_identity(spec).filter(|unmapped| unmapped.uid == user);
+    unmapped.ok_or_else(|| {
+        let text = format!(
+            "the container's process is host user {user}, and its user {} is {} by the pod's map",
+            spec.identity.uid, mapped.uid
+        );
+        Error::new(Kind::Bug, text)
+    })
+}
+
+/// What the ids of `spec` take of a map: users and groups.
+fn maps(spec: &ContainerSpec) -> Result<(Vec<Extent>, Vec<Extent>)> {
+    let who = &spec.identity;
+    let mut ids = vec![who.gid];
+    ids.extend(&who.groups);
+    Ok((extents(who.range, &[who.uid])?, extents(who.range, &ids)?))
+}
+
+/// The ids of `spec` by a map, which is not made here.
+fn mapped(spec: &ContainerSpec, users: &[Extent], groups: &[Extent]) -> Result<HostIdentity> {
+    let who = &spec.identity;
+    let supplementary = who.groups.iter().map(|id| host_id(groups, *id));
+    Ok(HostIdentity {
+        uid: host_id(users, who.uid)?,
+        gid: host_id(groups, who.gid)?,
+        groups: supplementary.collect::<Result<_>>()?,
+        root: who.range.base,
+        map: None,
     })
 }
 
@@ -171,6 +201,40 @@ mod tests {
         );
         let many: Vec<u32> = (1_000_000..1_000_100).collect();
         assert!(extents(RANGE, &many).is_err());
+    }
+
+    /// A container of a user with this id.
+    fn spec(uid: u32) -> ContainerSpec {
+        let text = serde_json::json!({
+            "version": 1, "pod": "a".repeat(64), "id": "b".repeat(64),
+            "workload": { "Wasm": {
+                "kind": "module", "args": [], "env": [], "working_dir": "/", "stdin": false, "network": "off",
+            } },
+            "root": { "layers": [], "upper": "/u", "work": "/w", "readonly": false }, "mounts": [],
+            "identity": { "uid": uid, "gid": 7, "groups": [8], "range": { "base": RANGE.base, "size": RANGE.size } },
+            "cgroup_procs": [], "memory_limit_bytes": null, "oom_score_adj": 0, "spawn": "fork", "staging": "/s",
+        });
+        serde_json::from_value(text).unwrap()
+    }
+
+    #[test]
+    fn an_exec_is_whoever_its_container_is() {
+        let ids =
+            |uid, user| of_built(&spec(uid), user).map(|host| (host.uid, host.gid, host.groups));
+        let base = RANGE.base;
+        assert_eq!(
+            ids(1000, base + 1000).unwrap(),
+            (base + 1000, base + 7, vec![base + 8])
+        );
+        // A volume took no id map.
+        assert_eq!(ids(1000, 1000).unwrap(), (1000, 7, vec![8]));
+        for (uid, user) in [(0, 0), (1000, 0), (1000, base), (0, 1000)] {
+            assert_eq!(
+                ids(uid, user).unwrap_err().kind(),
+                Kind::Bug,
+                "{uid} as {user}"
+            );
+        }
     }
 
     #[test]

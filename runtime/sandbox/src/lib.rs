@@ -83,18 +83,17 @@ pub fn build(spec: &ContainerSpec, pod: &PodNamespaces) -> Result<()> {
     set_oom_score(spec.oom_score_adj)?;
     failpoint::hit("guest.jail").during(|| "build the jail".into())?;
     join(pod)?;
-    within(spec, pod, |mapped| root::build(spec, mapped, pod))
+    within(spec, || {
+        let mapped = identity::host_identity(spec, pod.ids.as_ref())?;
+        root::build(spec, mapped, pod)
+    })
 }
 
-/// Enters the jail of `spec` that another process has built, by `join`, except Landlock and seccomp. The caller is in
-/// its cgroups already. Errors: the first step that failed.
-pub fn enter(
-    spec: &ContainerSpec,
-    pod: &PodNamespaces,
-    join: impl FnOnce() -> Result<()>,
-) -> Result<()> {
-    within(spec, pod, |mapped| {
-        let host = root::idmapped_identity(spec, mapped)?;
+/// Enters the jail of `spec` that another process has built and is in as host `user`, by `join`, except Landlock and
+/// seccomp. The caller is in its cgroups already. Errors: the first step that failed.
+pub fn enter(spec: &ContainerSpec, user: u32, join: impl FnOnce() -> Result<()>) -> Result<()> {
+    within(spec, || {
+        let host = identity::of_built(spec, user)?;
         join()?;
         // The user changes before the capabilities are dropped, as when a root is built.
         sys::ids::keep_capabilities_over_id_change()
@@ -103,14 +102,13 @@ pub fn enter(
     })
 }
 
-/// Enters the root by `arrive`, which is given the mapped identity and says which one works, then sets it and limits.
+/// Enters the root by `arrive`, which says which identity works, then sets it and limits.
 fn within(
     spec: &ContainerSpec,
-    pod: &PodNamespaces,
-    arrive: impl FnOnce(identity::HostIdentity) -> Result<identity::HostIdentity>,
+    arrive: impl FnOnce() -> Result<identity::HostIdentity>,
 ) -> Result<()> {
     own_session_keyring()?;
-    let host = arrive(identity::host_identity(spec, pod.ids.as_ref())?)?;
+    let host = arrive()?;
     limit_resources(spec)?;
     sys::ids::become_user(host.uid, host.gid, &host.groups)
         .during(|| format!("become host user {}:{}", host.uid, host.gid))?;

@@ -21,25 +21,10 @@ use coracle_sys::mounts::{self, Forbid};
 
 const JAILED: Forbid = Forbid::PRIVILEGE;
 
-/// The identity of a container that has been built: `mapped`, or the host's own ids if a filesystem of its volumes does not
-/// support id maps.
+/// Builds the root of `spec` and enters it. Returns the identity that works for all of its volumes: `mapped`, or the host's
+/// own ids if a filesystem of them does not support id maps.
 ///
-/// Errors: such a filesystem, by name, in a container that runs as root.
-pub fn idmapped_identity(spec: &ContainerSpec, mapped: HostIdentity) -> Result<HostIdentity> {
-    let binds = spec.mounts.iter().filter(|m| m.kind == MountKind::Bind);
-    for source in binds.map(|mount| mount.source.as_path()) {
-        let tree =
-            mounts::clone_tree(source, true).during(|| format!("mount {}", source.display()))?;
-        let map = mapped.map.as_ref().map(AsFd::as_fd);
-        if let Err(e) = mounts::set_attributes(tree.as_fd(), Forbid::default(), map, true) {
-            return super::identity::unmapped_identity(spec).ok_or_else(|| cannot_map(source, e));
-        }
-    }
-    Ok(mapped)
-}
-
-/// Builds the root of `spec` and enters it. Returns the identity that works for all of its volumes, as of
-/// [`idmapped_identity`]. Errors: the first mount that failed, by name.
+/// Errors: the first mount that failed, by name; such a filesystem in a container that runs as root.
 pub fn build(
     spec: &ContainerSpec,
     mapped: HostIdentity,

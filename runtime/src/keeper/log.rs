@@ -1,9 +1,9 @@
 //! One container's CRI log: reads its output pipes, cuts lines, adds timestamps, writes them to the log file.
 //!
 //! The keeper starts one thread per container, because a write to a stalled disk or FUSE file blocks its thread, and
-//! must block only that log. The keeper forks while such threads exist, so they follow one rule: between the return of
-//! [`LogThread::start`] and the call of [`LogThread::join`] a log thread makes system calls only. It never allocates,
-//! locks or panics, so a fork finds every lock of the process free.
+//! must block only that log. The keeper forks while such threads exist, so they follow one rule: from its begin, which
+//! [`await_begun`] waits for before each fork, to the call of [`LogThread::join`] a log thread makes system calls only. It
+//! never allocates, locks or panics, so a fork finds every lock of the process free.
 //! Invariants: a line reaches the file in one write(2), as `RFC3339Nano stream P|F text`; text longer than 16 KiB is
 //! cut into `P` pieces; a rotation loses nothing and repeats nothing; a full disk drops lines, never the container.
 //! Attached clients get the same bytes from the same thread ([`attach`]).
@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 mod attach;
 mod line;
@@ -27,6 +27,16 @@ use wake::{event, signal};
 pub const MAX_TEXT: usize = 16 * 1024;
 /// Stack of a log thread; its buffers are not on it.
 const STACK_BYTES: usize = 64 * 1024;
+
+/// How many threads of logs were made and have not begun.
+static BEGINNING: AtomicU32 = AtomicU32::new(0);
+
+/// Waits until every log thread has done what allocates. Before each fork; nearly always it waits for nothing.
+pub fn await_begun() {
+    while BEGINNING.load(Ordering::Acquire) > 0 {
+        std::thread::yield_now();
+    }
+}
 
 /// State that keeper and log thread share.
 struct Shared {
@@ -44,8 +54,6 @@ struct Shared {
     closing: AtomicBool,
     /// The thread may exit: the keeper is joining it and does not fork.
     leaving: AtomicBool,
-    /// The thread runs.
-    started: AtomicBool,
     /// Lines lost to a full or broken disk.
     dropped: AtomicU64,
     /// Clients of standard output and of standard error.
@@ -102,7 +110,7 @@ impl LogThread {
     /// Starts the thread on the read ends of a container's output pipes, or on a terminal alone, and makes them
     /// non-blocking. Without `file` the output is discarded.
     ///
-    /// Returns once the thread has done everything that allocates. Errors: no memory, descriptors or threads left.
+    /// Whoever forks afterwards calls [`await_begun`] first. Errors: no memory, descriptors or threads left.
     pub fn start(out: OwnedFd, err: Option<OwnedFd>, file: Option<File>) -> io::Result<Self> {
         let shared = Box::new(Shared {
             next: AtomicI32::new(-1),
@@ -112,7 +120,6 @@ impl LogThread {
             finished: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
-            started: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
             client_pipes: [PipeSlots::new(), PipeSlots::new()],
         });
@@ -125,9 +132,6 @@ impl LogThread {
             file: file.map_or(-1, IntoRawFd::into_raw_fd),
         });
         let (thread, work) = spawn(work)?;
-        while !shared.started.load(Ordering::Acquire) {
-            std::thread::yield_now();
-        }
         Ok(Self {
             thread,
             shared: ManuallyDrop::new(shared),
@@ -211,10 +215,12 @@ fn spawn(work: Box<Work>) -> io::Result<(libc::pthread_t, *mut Work)> {
         libc::sigfillset(&raw mut all);
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
         let mut thread: libc::pthread_t = 0;
+        BEGINNING.fetch_add(1, Ordering::AcqRel);
         let result = libc::pthread_create(&raw mut thread, &raw const attr, entry, work.cast());
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
         libc::pthread_attr_destroy(&raw mut attr);
         if result != 0 {
+            BEGINNING.fetch_sub(1, Ordering::AcqRel);
             drop(Box::from_raw(work));
             return Err(io::Error::from_raw_os_error(result));
         }
@@ -228,7 +234,7 @@ extern "C" fn entry(work: *mut libc::c_void) -> *mut libc::c_void {
     // SAFETY: `spawn` leaked a Work for this thread alone; `shared` outlives the thread, which is joined before the
     // keeper drops it.
     let (work, shared) = unsafe { (&mut *work, &*(*work).shared) };
-    shared.started.store(true, Ordering::Release);
+    BEGINNING.fetch_sub(1, Ordering::AcqRel);
     while work.streams.iter().any(|stream| stream.fd >= 0) {
         take_next(work, shared);
         if !wait(work, shared) {
@@ -431,6 +437,23 @@ mod tests {
         rustix::fs::memfd_create("log", rustix::fs::MemfdFlags::CLOEXEC)
             .unwrap()
             .into()
+    }
+
+    #[test]
+    fn a_fork_waits_for_logs_that_are_beginning_and_for_none_that_has_begun() {
+        BEGINNING.fetch_add(1, Ordering::AcqRel);
+        let waiting = std::thread::spawn(await_begun);
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!waiting.is_finished());
+        BEGINNING.fetch_sub(1, Ordering::AcqRel);
+        waiting.join().unwrap();
+        let (out, _out_in) = pipe();
+        let log = LogThread::start(out, None, Some(memfile())).unwrap();
+        // Forever, if a thread that has begun still counts.
+        await_begun();
+        log.close();
+        wait_for(|| log.is_finished());
+        log.join();
     }
 
     #[test]

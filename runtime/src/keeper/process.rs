@@ -17,6 +17,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 
 use super::containers::Containers;
 use super::execs::Execs;
+use super::log;
 use super::tokens::{CHILDREN, CONNECTION, FIRST_EXEC, FIRST_WATCH, LIFELINE, LISTENER, PAUSE};
 use connection::Connection;
 use coracle_control::frame::{PAGED_PROTOCOL, PROTOCOL};
@@ -189,6 +190,8 @@ impl EventLoop<'_> {
             std::fs::write(file, "0")
                 .during(|| format!("enter the keeper's cgroup {}", file.display()))?;
         }
+        // Making a map forks.
+        log::await_begun();
         // On a node without user namespaces, the container that needs the map reports the error.
         self.inherited.pod.ids =
             identity::pod_id_map(self.inherited.config.range, self.inherited.pod.empty()?).ok();

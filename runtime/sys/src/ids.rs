@@ -4,8 +4,10 @@
 //! Invariant: after [`drop_capabilities`] all five sets are empty and cannot grow again.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use super::dump;
+use super::fork::pid_of;
 use rustix::thread::{
     CapabilitiesSecureBits, CapabilitySet, CapabilitySets, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities, set_capabilities_secure_bits,
@@ -63,6 +65,19 @@ pub fn is_group_mapped(gid: u32) -> bool {
             _ => false,
         }
     })
+}
+
+/// The real user of the process behind `pidfd`, in the pid namespace of the mounted `/proc`.
+///
+/// Errors: `/proc` cannot be read; ESRCH when the process is gone.
+pub fn user_of(pidfd: BorrowedFd<'_>) -> io::Result<u32> {
+    let pid = pid_of(pidfd)?;
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    // If this process is still there, the number was not another's meanwhile.
+    pid_of(pidfd)?;
+    let users = text.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let real = users.and_then(|users| users.split_ascii_whitespace().next()?.parse().ok());
+    real.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
 }
 
 /// Keeps the permitted capabilities over the next change from root to another user; undone by execve(2).
@@ -173,4 +188,31 @@ pub fn drop_capabilities() -> io::Result<()> {
             inheritable: none,
         },
     )?)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::os::fd::AsFd as _;
+    use std::os::unix::process::CommandExt as _;
+    use std::process::{Command, Stdio};
+
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+    use super::*;
+
+    #[test]
+    fn the_user_of_a_process_is_found_until_it_is_gone() {
+        let mut child = Command::new("cat")
+            .stdin(Stdio::piped())
+            .uid(54_321)
+            .spawn()
+            .unwrap();
+        let pid = Pid::from_child(&child);
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        assert_eq!(user_of(pidfd.as_fd()).unwrap(), 54_321);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(user_of(pidfd.as_fd()).is_err());
+    }
 }

@@ -9,6 +9,7 @@ use coracle_tests::daemon::Daemon;
 use coracle_tests::procs::Role;
 use coracle_tests::push::artifact;
 
+use crate::exec::exec;
 use crate::linux::shell::{resources, security};
 use crate::site::{Pod, daemon, eventually, tool};
 
@@ -248,6 +249,14 @@ async fn a_volume_that_takes_no_id_map_is_for_users_other_than_root() {
     assert_eq!(status.exit_code, 0);
     let owner = std::fs::metadata(overlay.0.join("mine")).unwrap();
     assert_eq!((owner.uid(), owner.gid()), (1234, 5678));
+    // An exec is whoever its container is.
+    std::fs::set_permissions(overlay.0.join("mine"), PermissionsExt::from_mode(0o400)).unwrap();
+    let mut stays = as_user("stays", 1234);
+    stays.args = vec!["sleep".into()];
+    let id = pod.start(&stays).await;
+    let read = exec(&pod, &id, &["cat", "/data/mine"], 30).await.unwrap();
+    assert_eq!((read.code, read.out.as_str()), (0, "x"), "{read:?}");
+    drop(pod);
     drop(overlay);
     daemon.finish().await.unwrap();
 }

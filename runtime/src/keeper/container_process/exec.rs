@@ -16,7 +16,7 @@ use super::init::{self, PAYLOAD_FD, SPEC_FD};
 use super::{CANNOT_START, Layout};
 use crate::native::{self, Label};
 use coracle_control::messages::{ExecMessage, Report};
-use coracle_sandbox::{self as sandbox, PodNamespaces};
+use coracle_sandbox as sandbox;
 use coracle_spec::error::{Context as _, Error, Kind, Result};
 use coracle_spec::id::ContainerId;
 use coracle_spec::{ContainerSpec, LinuxSpec, PidNamespaceMode, Workload};
@@ -31,7 +31,6 @@ pub(in crate::keeper) fn fork(
     exec: &ExecMessage,
     fds: Vec<OwnedFd>,
     first: &OwnedFd,
-    pod: &PodNamespaces,
     warm: &Warm,
 ) -> Result<(OwnedFd, OwnedFd)> {
     let what = || format!("fork into container {}", exec.container);
@@ -48,22 +47,20 @@ pub(in crate::keeper) fn fork(
     };
     match sys::fork::fork(pids, fds.cgroup.as_ref().map(OwnedFd::as_fd)).during(what)? {
         Forked::Child => {
-            // A Wasm identity needs the id map; everything else of the pod is joined through the first process.
-            let ids = pod.ids.as_ref().filter(|_| exec.linux.is_none());
             let mut table = fds.table(&empty, &theirs);
+            // Everything of the pod is joined through the first process.
             table.push(first.as_raw_fd());
-            table.extend(ids.map(|fd| fd.as_raw_fd()));
-            begin(exec, &table, ids.is_some(), warm)
+            begin(exec, &table, warm)
         }
         Forked::Parent { pidfd } => Ok((pidfd, ours)),
     }
 }
 
-/// Runs the forked process with just the descriptors in `table`; if it `has_ids`, the last of them is the id map.
-fn begin(exec: &ExecMessage, table: &[RawFd], has_ids: bool, warm: &Warm) -> ! {
+/// Runs the forked process with just the descriptors in `table`.
+fn begin(exec: &ExecMessage, table: &[RawFd], warm: &Warm) -> ! {
     let layout = Layout {
         payload: super::payload_fds(exec.linux.as_ref()),
-        pod: [false, false, false, has_ids, false, false, false, false],
+        pod: [false; 8],
     };
     match sys::fork::keep_only(table) {
         Ok(()) => enter(&exec.container, layout, Some(warm)),
@@ -148,17 +145,13 @@ fn first_process(layout: Layout) -> OwnedFd {
 
 fn wasm(spec: &ContainerSpec, layout: Layout, warm: &Warm) -> Result<Infallible> {
     let first = first_process(layout);
-    let ids = layout.pod[3].then(|| sys::fork::adopt(PAYLOAD_FD + layout.payload as RawFd + 1));
-    let pod = PodNamespaces {
-        ids,
-        ..PodNamespaces::default()
-    };
     if let Workload::Wasm(wasm) = &spec.workload {
         init::lead_session(wasm)?;
     }
     let procfs = init::procfs()?;
-    sandbox::enter(spec, &pod, || join(first, all_but_user()))?;
-    drop(pod);
+    let what = || "look whose the container's process is; it may have ended".to_owned();
+    let user = sys::ids::user_of(first.as_fd()).during(what)?;
+    sandbox::enter(spec, user, || join(first, all_but_user()))?;
     super::wasm::run(spec, warm, procfs)
 }
 

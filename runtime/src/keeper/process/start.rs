@@ -10,6 +10,7 @@ use super::EventLoop;
 use crate::keeper::container_process::{self, ForkedContainer};
 use crate::keeper::containers::Watch;
 use crate::keeper::execs::{self, Exec, Tree};
+use crate::keeper::log;
 use crate::keeper::pid::{self, PidNamespace};
 use crate::keeper::tokens::{FIRST_EXEC, FIRST_WATCH, PAUSE};
 use coracle_control::messages::{ExecMessage, LinuxStart, StartMessage};
@@ -27,6 +28,7 @@ impl EventLoop<'_> {
         if self.leaving {
             return Err(Error::new(Kind::WrongPhase, "the pod is being stopped"));
         }
+        log::await_begun();
         let forked = self.fork(&start, fds)?;
         let epoll = &self.epoll;
         let watch = |watch: Watch, fd: BorrowedFd<'_>| {
@@ -58,8 +60,8 @@ impl EventLoop<'_> {
         let first = first
             .try_clone_to_owned()
             .during(|| "share a pidfd".into())?;
-        let (pod, warm) = (&self.inherited.pod, self.inherited.warm);
-        let forked = container_process::fork_exec(&exec, fds, &first, pod, warm)?;
+        log::await_begun();
+        let forked = container_process::fork_exec(&exec, fds, &first, self.inherited.warm)?;
         let tree = Tree {
             files: exec.kill,
             list: exec.kill_list,
