@@ -254,6 +254,11 @@ async fn a_volume_that_takes_no_id_map_is_for_users_other_than_root() {
     let mut stays = as_user("stays", 1234);
     stays.args = vec!["sleep".into()];
     let id = pod.start(&stays).await;
+    let guest = daemon.processes(Role::Guest).pop().unwrap();
+    let mounts = std::fs::read_to_string(format!("/proc/{}/mountinfo", guest.pid)).unwrap();
+    let mut lines = mounts.lines();
+    let root = lines.find(|line| line.contains(" / / ")).unwrap();
+    assert!(root.contains("volatile"), "{root}");
     let read = exec(&pod, &id, &["cat", "/data/mine"], 30).await.unwrap();
     assert_eq!((read.code, read.out.as_str()), (0, "x"), "{read:?}");
     drop(pod);

@@ -57,6 +57,15 @@ async fn what_a_container_wrote_goes_with_it() {
 }
 
 #[tokio::test]
+async fn nothing_waits_until_a_writable_layer_is_on_a_disk() {
+    let daemon = daemon().await;
+    let pod = Pod::run(&daemon, "volatile").await;
+    let script = "grep -c ' / / .* overlay .*volatile' /proc/self/mountinfo; echo x > /x; sync /x && echo synced";
+    run_sh(&daemon, &pod, script).await.says(&["1", "synced"]);
+    daemon.finish().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_read_only_root_is_read_only_but_for_what_must_not_be() {
     let daemon = daemon().await;
     let pod = Pod::run(&daemon, "readonly").await;
