@@ -13,13 +13,15 @@ use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 mod attach;
+mod beginning;
 mod line;
 mod wake;
 
 use attach::{AttachedClients, MAX_CLIENTS, PipeSlots};
+pub use beginning::await_begun;
 use line::{Lines, Stamp};
 use wake::{event, signal};
 
@@ -27,16 +29,6 @@ use wake::{event, signal};
 pub const MAX_TEXT: usize = 16 * 1024;
 /// Stack of a log thread; its buffers are not on it.
 const STACK_BYTES: usize = 64 * 1024;
-
-/// How many threads of logs were made and have not begun.
-static BEGINNING: AtomicU32 = AtomicU32::new(0);
-
-/// Waits until every log thread has done what allocates. Before each fork; nearly always it waits for nothing.
-pub fn await_begun() {
-    while BEGINNING.load(Ordering::Acquire) > 0 {
-        std::thread::yield_now();
-    }
-}
 
 /// State that keeper and log thread share.
 struct Shared {
@@ -215,12 +207,12 @@ fn spawn(work: Box<Work>) -> io::Result<(libc::pthread_t, *mut Work)> {
         libc::sigfillset(&raw mut all);
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
         let mut thread: libc::pthread_t = 0;
-        BEGINNING.fetch_add(1, Ordering::AcqRel);
+        beginning::begins();
         let result = libc::pthread_create(&raw mut thread, &raw const attr, entry, work.cast());
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
         libc::pthread_attr_destroy(&raw mut attr);
         if result != 0 {
-            BEGINNING.fetch_sub(1, Ordering::AcqRel);
+            beginning::has_begun();
             drop(Box::from_raw(work));
             return Err(io::Error::from_raw_os_error(result));
         }
@@ -234,7 +226,7 @@ extern "C" fn entry(work: *mut libc::c_void) -> *mut libc::c_void {
     // SAFETY: `spawn` leaked a Work for this thread alone; `shared` outlives the thread, which is joined before the
     // keeper drops it.
     let (work, shared) = unsafe { (&mut *work, &*(*work).shared) };
-    BEGINNING.fetch_sub(1, Ordering::AcqRel);
+    beginning::has_begun();
     while work.streams.iter().any(|stream| stream.fd >= 0) {
         take_next(work, shared);
         if !wait(work, shared) {
@@ -441,11 +433,11 @@ mod tests {
 
     #[test]
     fn a_fork_waits_for_logs_that_are_beginning_and_for_none_that_has_begun() {
-        BEGINNING.fetch_add(1, Ordering::AcqRel);
+        beginning::begins();
         let waiting = std::thread::spawn(await_begun);
         std::thread::sleep(Duration::from_millis(50));
         assert!(!waiting.is_finished());
-        BEGINNING.fetch_sub(1, Ordering::AcqRel);
+        beginning::has_begun();
         waiting.join().unwrap();
         let (out, _out_in) = pipe();
         let log = LogThread::start(out, None, Some(memfile())).unwrap();
