@@ -2,6 +2,7 @@
 
 mod amounts;
 mod examples;
+mod mixin;
 mod steps;
 
 use std::collections::{BTreeMap, BTreeSet};
