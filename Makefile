@@ -30,6 +30,7 @@ GUEST_PACKAGES = $(TEST_PACKAGES) qemu-system-x86 busybox-static cpio xz-utils z
     $(shell apt-cache show virtiofsd >/dev/null 2>&1 && echo virtiofsd)
 BENCH_PACKAGES := $(TEST_PACKAGES)
 DEB_PACKAGES := $(BUILD_PACKAGES) debhelper dh-apparmor lintian man-db
+RPM_PACKAGES := $(BUILD_PACKAGES) rpm rpmlint busybox-static
 # busybox is built from source; ipcmk and ipcrm belong to util-linux; the peer's host ports need iptables.
 CONFORMANCE_PACKAGES := $(DEMO_PACKAGES) clang lld wasi-libc libclang-rt-14-dev-wasm32 python3-venv dpkg-dev xz-utils bzip2 util-linux \
     $(if $(PEER),containerd runc containernetworking-plugins iptables) $(if $(LSM),$(GUEST_PACKAGES))
@@ -221,6 +222,28 @@ test-deb: deb ## build the Debian package, then install, upgrade, roll back and 
 	$(if $(filter systemd,$(INIT)),GUEST_SUITE=package GUEST_FILES="release/coracle \
 	    $$(cd $(CARGO_TARGET_DIR) && echo deb/*-[12]_*.deb)" $(GUEST) systemd,\
 	    $(CARGO) test --release --workspace --test package -- --ignored chroot)
+
+# The others that are not of Debian; each is made again by its test, which compares the bytes.
+.PHONY: tarball
+tarball: ## build the archive for nodes without dpkg and rpm, in tarball/ of cargo's target directory
+	@.ci/packages $(BUILD_PACKAGES)
+	$(STAMPED) $(CARGO) build --release --workspace --bin coracle --bin sbom
+	.ci/tarball $(RELEASE) $(CARGO_TARGET_DIR)/tarball
+
+.PHONY: test-tarball
+test-tarball: tarball ## build the archive, then install it into a directory
+	$(CARGO) test --release --workspace --test package -- --ignored archive
+
+.PHONY: rpm
+rpm: ## build the rpm, in rpm/ of cargo's target directory, and run rpmlint
+	@.ci/packages $(RPM_PACKAGES)
+	$(STAMPED) $(CARGO) build --release --workspace --bin coracle --bin sbom
+	.ci/rpm $(RELEASE) $(CARGO_TARGET_DIR)/rpm
+
+.PHONY: test-rpm
+test-rpm: rpm ## build the rpm, then install, upgrade and remove it in a root of its own (as root)
+	.ci/rpm $(RELEASE) $(CARGO_TARGET_DIR)/rpm 2
+	$(CARGO) test --release --workspace --test package -- --ignored rpm
 
 # A configuration that is already there is the operator's and stays.
 .PHONY: install

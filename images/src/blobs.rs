@@ -34,9 +34,17 @@ pub(crate) struct Blobs {
 /// Running totals, so that the store is never walked for its size.
 #[derive(Debug, Default)]
 struct Used {
-    bytes: AtomicU64,
+    /// Of blobs and of layers.
+    bytes: [AtomicU64; 2],
     inodes: AtomicU64,
     temporary: AtomicU64,
+}
+
+/// What bytes are of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Part {
+    Blobs,
+    Layers,
 }
 
 impl Blobs {
@@ -69,7 +77,7 @@ impl Blobs {
             sync_directory(directory)?;
         }
         for digest in blobs.stored_blobs()? {
-            blobs.grow(blobs.blob_usage(&digest));
+            blobs.grow(Part::Blobs, blobs.blob_usage(&digest));
         }
         Ok(blobs)
     }
@@ -111,28 +119,28 @@ impl Blobs {
         blocking("looking for a blob", move || Ok(own.has(&blob))).await
     }
 
-    /// Bytes and inodes in use now.
-    pub(crate) fn used(&self) -> (u64, u64) {
+    /// Bytes of blobs, bytes of layers, and inodes in use now.
+    pub(crate) fn used(&self) -> ([u64; 2], u64) {
+        let bytes = self.used.bytes.each_ref();
         (
-            self.used.bytes.load(Ordering::Relaxed),
+            bytes.map(|bytes| bytes.load(Ordering::Relaxed)),
             self.used.inodes.load(Ordering::Relaxed),
         )
     }
 
-    pub(crate) fn grow(&self, by: Usage) {
-        self.used.bytes.fetch_add(by.bytes, Ordering::Relaxed);
+    pub(crate) fn grow(&self, part: Part, by: Usage) {
+        self.used.bytes[part as usize].fetch_add(by.bytes, Ordering::Relaxed);
         self.used.inodes.fetch_add(by.inodes, Ordering::Relaxed);
     }
 
-    pub(crate) fn shrink(&self, by: Usage) {
+    fn shrink(&self, part: Part, by: Usage) {
         let less = |now: u64, by: u64| Some(now.saturating_sub(by));
         // Both closures always answer `Some`, so neither update can fail.
-        let _ = self
-            .used
-            .bytes
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| {
-                less(now, by.bytes)
-            });
+        let _ = self.used.bytes[part as usize].fetch_update(
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+            |now| less(now, by.bytes),
+        );
         let _ = self
             .used
             .inodes
@@ -182,7 +190,7 @@ impl Blobs {
         fs::rename(&temporary.path, &path).map_err(|error| Error::io("rename to", &path, error))?;
         temporary.forget();
         if is_new {
-            self.grow(self.blob_usage(digest));
+            self.grow(Part::Blobs, self.blob_usage(digest));
         }
         sync_directory(&self.images.join("blobs/sha256"))
     }
@@ -203,7 +211,7 @@ impl Blobs {
         match fs::rename(&draft.path, &layer) {
             Ok(()) => {
                 draft.forget();
-                self.grow(usage);
+                self.grow(Part::Layers, usage);
                 sync_directory(&self.layers())?;
                 Ok(true)
             }
@@ -226,7 +234,7 @@ impl Blobs {
         let path = self.blob(digest);
         let usage = self.blob_usage(digest);
         match fs::remove_file(&path) {
-            Ok(()) => self.shrink(usage),
+            Ok(()) => self.shrink(Part::Blobs, usage),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(Error::io("remove", &path, error)),
         }
@@ -242,7 +250,7 @@ impl Blobs {
         let (path, grave) = (self.layer(chain), self.temporary());
         match fs::rename(&path, &grave.path) {
             Ok(()) => {
-                self.shrink(usage);
+                self.shrink(Part::Layers, usage);
                 Ok(Some(grave))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

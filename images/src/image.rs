@@ -131,6 +131,8 @@ pub struct FsInfo {
     pub mountpoint: PathBuf,
     /// Bytes of blobs and unpacked layers.
     pub used_bytes: u64,
+    /// Those of them that are of unpacked layers.
+    pub layer_bytes: u64,
     /// Files and directories of blobs and unpacked layers.
     pub inodes_used: u64,
 }

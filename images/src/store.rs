@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::blobs::{Blobs, blocking};
+use crate::blobs::{Blobs, Part, blocking};
 use crate::config::ImagesConfig;
 use crate::error::Error;
 use crate::identity::{Candidate, drop_ambiguous_names};
@@ -122,10 +122,11 @@ impl Images {
 
     /// Disk usage of the store. O(1).
     pub fn fs_info(&self) -> FsInfo {
-        let (used_bytes, inodes_used) = self.inner.blobs.used();
+        let ([blobs, layers], inodes_used) = self.inner.blobs.used();
         FsInfo {
             mountpoint: self.inner.blobs.directory().to_owned(),
-            used_bytes,
+            used_bytes: blobs + layers,
+            layer_bytes: layers,
             inodes_used,
         }
     }
@@ -197,7 +198,7 @@ impl Inner {
         let change = index.load(&loaded, &blobs, &config.pinned);
         metadata.commit(&change)?;
         for layer in index.layers.values() {
-            blobs.grow(layer.usage());
+            blobs.grow(Part::Layers, layer.usage());
         }
         Ok(Self {
             config,

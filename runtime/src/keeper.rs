@@ -23,6 +23,7 @@ mod reports;
 mod tokens;
 
 pub use container_process::main as container_main;
+pub(crate) use log::write::{count_for, count_in};
 
 /// A process that is about to execute a program holds copies of all that this one has open. Tests which make processes, and
 /// those which such copies would mislead, are one at a time.

@@ -1,15 +1,18 @@
 //! The spawner process: loads the engine, then forks keepers until the daemon is gone.
 //!
-//! The daemon execs it as `coracle spawner ENGINE_HASH FAILPOINTS`, with its socket as descriptor 3.
+//! The daemon execs it as `coracle spawner ENGINE_HASH FAILPOINTS LOG_COUNTS`, with its socket as descriptor 3; the last is the
+//! path of a page, or empty.
 //! Invariants: it has one thread, no tokio runtime and no secrets; it draws nothing random before a fork.
 //! It must not know about containers.
 
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::{keeper, own_log};
 use coracle_control::frame::{Frame, Reader, Writer};
+use coracle_control::log_counts::LogCounts;
 use coracle_control::messages::{FromSpawner, KeeperConfig, ToSpawner};
 use coracle_sandbox as sandbox;
 use coracle_sandbox::PodNamespaces;
@@ -23,7 +26,7 @@ use coracle_wasm::Warm;
 /// Runs the spawner until the daemon closes the socket.
 ///
 /// Errors: the engine cannot be made, or the daemon broke the protocol.
-pub fn main(engine_hash: &str, failpoints: &str) -> Result<()> {
+pub fn main(engine_hash: &str, failpoints: &str, log_counts: &str) -> Result<()> {
     failpoint::arm(Some(failpoints.to_owned()));
     sys::fork::keep_only(&[0, 1, 2, 3]).during(|| "take over the spawner's descriptors".into())?;
     let socket = sys::fork::adopt(3);
@@ -33,6 +36,7 @@ pub fn main(engine_hash: &str, failpoints: &str) -> Result<()> {
     sys::memory::limit_arenas(1);
     // The children are keepers. The daemon watches them by pidfd; nobody waits for them here.
     sys::signals::ignore_children();
+    share_log_counts(log_counts);
     let warm = Warm::new()?;
     let empty = sys::empty::namespace().during(|| "make an empty mount namespace".into())?;
     // Nothing depends on it but the kernel's work on a node with many pods.
@@ -54,6 +58,18 @@ pub fn main(engine_hash: &str, failpoints: &str) -> Result<()> {
         Vec::new(),
     )?;
     serve(&mut connection, parts, held.as_mut())
+}
+
+/// Maps the page in which keepers count what they write to logs. Without it they write all the same.
+fn share_log_counts(path: &str) {
+    if path.is_empty() {
+        return;
+    }
+    let page = LogCounts::open(Path::new(path));
+    match page.during(|| format!("map {path}, in which the logs of containers are counted")) {
+        Ok(page) => keeper::count_in(page),
+        Err(e) => log_error(&e),
+    }
 }
 
 /// Forks a keeper for each request until the daemon closes the socket.
@@ -151,6 +167,8 @@ fn become_keeper(config: KeeperConfig, fds: Vec<OwnedFd>, parts: Parts<'_>) -> R
     sys::signals::reset();
     sys::fork::set_title(&format!("coracle keeper {}", config.pod));
     sandbox::set_oom_score(config.oom_score_adj)?;
+    keeper::count_for(&config.pod)
+        .during(|| "keep what is counted of logs from containers".into())?;
     failpoint::hit("keeper.born").during(|| "begin the keeper".into())?;
     keeper::process::main(keeper::process::Inherited {
         config,

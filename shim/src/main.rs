@@ -62,6 +62,7 @@ fn main() -> ExitCode {
             return internal(spawner::main(
                 argument(&arguments, 2),
                 argument(&arguments, 3),
+                argument(&arguments, 4),
             ));
         }
         Some("engine-hash") => return internal(print_engine_hash()),

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use coracle_cgroup::systemd::{Driver, Scopes};
 use coracle_cgroup::{Cgroups, Version};
 use coracle_config::{CgroupDriver, Config, SettingsByKey};
+use coracle_control::log_counts::LogCounts;
 use coracle_control::spawner::Spawner;
 use coracle_cri::{self as cri, Node, Socket};
 use coracle_host::{Host, LiveConfig, Parts};
@@ -301,13 +302,15 @@ async fn host(
     let compiler = CompileCache::open(&config.root.join("compiled"), limits, compilers)?;
     let compiler = Arc::new(compiler);
     let syncer = Syncer::start(&config.root)?;
+    let log_counts = parts::log_counts(config);
     let parts = Parts {
         images: images.clone(),
         cgroup_driver: driver(config, &cgroups),
         scopes: Scopes::default(),
         cgroups,
         network: parts::network(config, &syncer)?,
-        spawner: Spawner::start().await?,
+        spawner: Spawner::start(log_counts.map(|_| LogCounts::path(&config.run))).await?,
+        log_counts,
         compiler: Arc::clone(&compiler),
         filters: Filters::build()?,
         profiles: parts::profiles(),

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use super::Pull;
 use super::fetch::Want;
-use crate::blobs::{Blobs, blocking};
+use crate::blobs::{Blobs, Part, blocking};
 use crate::error::Error;
 use crate::manifest::ArtifactFile;
 use crate::metadata::{LayerRecord, Record};
@@ -73,7 +73,7 @@ impl Inner {
         let is_ours = self.blobs.commit_layer(draft, chain, usage)?;
         if is_ours || !self.read().layers.contains_key(chain) {
             if !is_ours {
-                self.blobs.grow(usage);
+                self.blobs.grow(Part::Layers, usage);
             }
             let record = LayerRecord {
                 blob: first.blob.digest.clone(),

@@ -13,7 +13,7 @@ use tracing::{Instrument as _, info_span};
 
 use super::Pull;
 use super::fetch::Want;
-use crate::blobs::blocking;
+use crate::blobs::{Part, blocking};
 use crate::error::Error;
 use crate::manifest::{Blob, Content};
 use crate::metadata::LayerRecord;
@@ -113,7 +113,7 @@ impl Job {
             // A stored layer without a record is as good, and gets a record now.
             if is_ours || !inner.read().layers.contains_key(&chain) {
                 if !is_ours {
-                    inner.blobs.grow(usage);
+                    inner.blobs.grow(Part::Layers, usage);
                 }
                 let record = LayerRecord {
                     blob,

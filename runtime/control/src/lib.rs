@@ -9,6 +9,7 @@
 //! | [`messages`] | what the frames say |
 //! | [`keeper`], [`spawner`] | the daemon's side of each |
 //! | [`exits`] | the exit records, which a keeper writes and the daemon reads |
+//! | [`log_counts`] | what keepers count of the logs that they write, for the daemon |
 //! | [`process`] | a process identified by pidfd, pid and start time |
 //!
 //! Invariant: this crate does not link the WebAssembly engine, so that the daemon's crates compile without it.
@@ -20,6 +21,7 @@ pub mod frame;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod keeper;
+pub mod log_counts;
 pub mod messages;
 pub mod process;
 pub mod spawner;

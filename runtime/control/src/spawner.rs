@@ -67,6 +67,7 @@ pub struct KeeperProcess {
 pub struct Spawner {
     connection: Mutex<Option<Connection>>,
     engine_hash: String,
+    log_counts: Option<PathBuf>,
     restarts: AtomicU64,
 }
 
@@ -79,13 +80,15 @@ struct Connection {
 }
 
 impl Spawner {
-    /// Starts the spawner and waits until its engine is loaded. Errors: it cannot be started or does not answer.
-    pub async fn start() -> Result<Self> {
+    /// Starts the spawner and waits until its engine is loaded. Its keepers count what they write to logs in the page
+    /// `log_counts`, if there is one. Errors: it cannot be started or does not answer.
+    pub async fn start(log_counts: Option<PathBuf>) -> Result<Self> {
         let engine_hash = query_engine_hash().await?;
-        let connection = Connection::start(&engine_hash).await?;
+        let connection = Connection::start(&engine_hash, log_counts.as_deref()).await?;
         Ok(Self {
             connection: Mutex::new(Some(connection)),
             engine_hash,
+            log_counts,
             restarts: AtomicU64::new(0),
         })
     }
@@ -118,7 +121,8 @@ impl Spawner {
         let mut last = None;
         for _ in 0..2 {
             if connection.is_none() {
-                *connection = Some(Connection::start(&self.engine_hash).await?);
+                let log_counts = self.log_counts.as_deref();
+                *connection = Some(Connection::start(&self.engine_hash, log_counts).await?);
                 self.restarts.fetch_add(1, Ordering::Relaxed);
             }
             let Some(open) = connection.as_mut() else {
@@ -146,7 +150,7 @@ impl Drop for Connection {
 }
 
 impl Connection {
-    async fn start(engine_hash: &str) -> Result<Self> {
+    async fn start(engine_hash: &str, log_counts: Option<&Path>) -> Result<Self> {
         let what = || "start the spawner".to_owned();
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().during(what)?;
         ours.set_nonblocking(true).during(what)?;
@@ -154,7 +158,7 @@ impl Connection {
             tracing::warn!(error = %e, "the spawner's executable is not write-protected by a mount of its own");
         });
         let binary = binary.ok();
-        let child = command(binary.as_ref(), &theirs, engine_hash)
+        let child = command(binary.as_ref(), &theirs, engine_hash, log_counts)
             .spawn()
             .during(what)?;
         drop(theirs);
@@ -333,6 +337,7 @@ fn command(
     binary: Option<&OwnedFd>,
     socket: &std::os::unix::net::UnixStream,
     engine_hash: &str,
+    log_counts: Option<&Path>,
 ) -> std::process::Command {
     let path = match binary {
         Some(binary) => format!("/proc/self/fd/{}", binary.as_raw_fd()),
@@ -344,6 +349,7 @@ fn command(
         .arg0("coracle")
         .args(["spawner", engine_hash])
         .arg(failpoint::armed().unwrap_or_default())
+        .arg(log_counts.unwrap_or(Path::new("")))
         .arg("-".repeat(96));
     command
         .env_clear()

@@ -134,6 +134,12 @@ pub fn install(
     }
 }
 
+/// How many packets a pod's list has refused since [`install`]; 0 for a pod without one.
+/// Errors: the kernel does not list the rules of `netns`.
+pub fn refused(netns: BorrowedFd<'_>) -> Result<u64, Error> {
+    Nft::open_in(netns)?.counted(TABLE, REFUSED)
+}
+
 fn table(list: &List, resolvers: &[IpAddr], connections: u32) -> Batch {
     let mut batch = Batch::new(TABLE);
     batch.renew_table();
@@ -146,6 +152,7 @@ fn table(list: &List, resolvers: &[IpAddr], connections: u32) -> Batch {
     leave_loopback_untracked(&mut batch);
     batch.add_chain(OUT, Some(base));
     batch.add_chain(REFUSED, None);
+    batch.add_rule(REFUSED, &Rule::default().counted());
     // An ICMP error about a SYN is lost while connect(2) still holds the socket; a reset is not.
     let tcp = Rule::default().protocol(libc::IPPROTO_TCP as u8);
     batch.add_rule(REFUSED, &tcp.reset());

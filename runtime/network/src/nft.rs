@@ -13,6 +13,7 @@
 
 mod attributes;
 mod batch;
+mod counter;
 mod events;
 mod flows;
 mod rule;

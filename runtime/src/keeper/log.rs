@@ -19,11 +19,13 @@ mod attach;
 mod beginning;
 mod line;
 mod wake;
+pub(crate) mod write;
 
 use attach::{AttachedClients, MAX_CLIENTS, PipeSlots};
 pub use beginning::await_begun;
 use line::{Lines, Stamp};
 use wake::{event, signal};
+use write::write_line;
 
 /// Most text bytes of one log line, the same as containerd's and CRI-O's.
 pub const MAX_TEXT: usize = 16 * 1024;
@@ -378,19 +380,6 @@ fn drain(stream: &mut Stream, slots: &PipeSlots, file: RawFd, shared: &Shared, c
         stream.lines.finish(now, write);
         close_fd(&mut stream.fd);
         slots.close();
-    }
-}
-
-fn write_line(file: RawFd, mut bytes: &[u8], shared: &Shared) {
-    while file >= 0 && !bytes.is_empty() {
-        // SAFETY: `bytes` is readable memory of this thread.
-        let put = unsafe { libc::write(file, bytes.as_ptr().cast(), bytes.len()) };
-        if put > 0 {
-            bytes = &bytes[put.unsigned_abs()..];
-        } else if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
-            shared.dropped.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
     }
 }
 

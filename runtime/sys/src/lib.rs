@@ -23,6 +23,7 @@ pub mod namespaces;
 pub mod pages;
 pub mod scheduling;
 pub mod seccomp;
+pub mod shared;
 pub mod signals;
 pub mod terminal;
 pub mod userns;

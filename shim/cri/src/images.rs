@@ -99,6 +99,7 @@ pub(super) async fn fs_info(
     let layers = FsInfo {
         mountpoint: shared.node.layers_dir.clone(),
         used_bytes: bytes + written_bytes,
+        layer_bytes: 0,
         inodes_used: files + written_files,
     };
     Ok(convert::filesystem_usage(&images, &layers))

@@ -190,6 +190,7 @@ impl Host {
         self.orphaned_leaves.forget(id);
         pass("remove.rootfs")?;
         self.discard_tree(&self.layout.container_directory(pod, id))?;
+        self.meter.forget_layer(id);
         exits::remove(&self.layout.exits_directory(pod), id);
         self.parts.images.release(id.as_str());
         self.categories.release(id.as_str());

@@ -13,6 +13,8 @@ impl Host {
         let (compiled_bytes, compiled_files) = self.parts.compiler.used();
         let compiler = self.parts.compiler.counts();
         HostCounts {
+            log_counts: self.parts.log_counts,
+            writable_bytes: self.meter.written_bytes(),
             compiled_bytes,
             compiled_files,
             cache_requests: [

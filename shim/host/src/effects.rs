@@ -54,6 +54,10 @@ impl coracle_lifecycle::Host for Host {
         Host::counts(self)
     }
 
+    fn egress_refusals(&self, pods: Vec<PodId>) -> u64 {
+        Host::egress_refusals(self, pods)
+    }
+
     fn lease_ids(&self) -> Result<IdRange, Error> {
         self.ids.lease()
     }

@@ -197,6 +197,8 @@ impl Host {
                 format!("hold sandbox {} to its egress list", record.id),
                 error,
             )
-        })
+        })?;
+        self.begin_refusals(&record.id);
+        Ok(())
     }
 }

@@ -36,6 +36,7 @@ mod pod;
 mod process_args;
 mod program;
 mod propagation;
+mod refusals;
 mod relabel;
 #[cfg(test)]
 #[path = "../../src/scratch.rs"]
@@ -53,6 +54,7 @@ use std::sync::Arc;
 
 use coracle_cgroup::Cgroups;
 use coracle_cgroup::systemd::{Driver, Scopes};
+use coracle_control::log_counts::LogCounts;
 use coracle_control::spawner::Spawner;
 use coracle_images::Images;
 use coracle_lifecycle::{Error, Kind, Layout, Syncer};
@@ -88,6 +90,8 @@ pub struct Parts {
     pub scopes: Scopes,
     /// The network that pods are attached to.
     pub network: Network,
+    /// What keepers count of the logs that they write.
+    pub log_counts: Option<LogCounts>,
     /// The spawner that forks keepers.
     pub spawner: Spawner,
     /// Compiled modules.
@@ -111,6 +115,7 @@ pub struct Host {
     categories: Categories,
     relabels: relabel::Relabels,
     meter: stats::Meter,
+    refusals: refusals::Refusals,
     orphaned_leaves: exec::OrphanedLeaves,
     module_digests: modules::Modules,
     /// Deletes records and writable layers in the background.
@@ -141,6 +146,7 @@ impl Host {
             relabels: relabel::Relabels::default(),
             parts,
             meter: stats::Meter::default(),
+            refusals: refusals::Refusals::default(),
             orphaned_leaves: exec::OrphanedLeaves::default(),
             modules: collector::NamedModules::default(),
             module_digests: modules::Modules::default(),

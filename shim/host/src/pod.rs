@@ -202,6 +202,7 @@ impl Host {
         record: &PodRecord,
         attachment: Option<&Attachment>,
     ) -> Result<(), Error> {
+        self.end_refusals(record);
         let is_owed = self.parts.network.cni().is_owed(record.id.as_str());
         let unpinned = pass("stoppod.unpin").and_then(|()| match is_owed {
             true => Ok(()),

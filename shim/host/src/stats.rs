@@ -23,7 +23,7 @@ use coracle_lifecycle::{
     ContainerState, ContainerUsage, ContainerView, Interface, LayerUsage, Measured, NamespaceMode,
     PodUsage, PodView, Usage,
 };
-use coracle_spec::id::PodId;
+use coracle_spec::id::{ContainerId, PodId};
 
 use super::{Host, linux};
 use layer::{Budget, Layers};
@@ -43,6 +43,16 @@ pub struct Meter {
 }
 
 impl Meter {
+    /// The bytes of all writable layers, each as it was measured last.
+    pub(super) fn written_bytes(&self) -> u64 {
+        self.layers.bytes()
+    }
+
+    /// A container and its writable layer are gone.
+    pub(super) fn forget_layer(&self, id: &ContainerId) {
+        self.layers.retain(|known| known != id);
+    }
+
     /// The limits of the cgroup `path` have changed: its numbers are read anew.
     pub(super) fn limits_changed(&self, path: &str) {
         self.samples.forget(path);

@@ -65,6 +65,10 @@ pub trait Host: Send + Sync + 'static {
     /// What the host counted, for metrics. O(1).
     fn counts(&self) -> HostCounts;
 
+    /// Packets that the egress lists of pods have refused since the daemon's start; `pods` are those under a list. Blocks for
+    /// 100 ms at most.
+    fn egress_refusals(&self, pods: Vec<PodId>) -> u64;
+
     /// Leases a block of host ids. Errors: all blocks are leased.
     fn lease_ids(&self) -> Result<IdRange, Error>;
 

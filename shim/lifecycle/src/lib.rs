@@ -27,6 +27,7 @@ mod host_ids;
 mod inspect;
 mod layout;
 pub mod limits;
+mod numbers;
 mod plugins;
 mod record;
 mod recover;
@@ -320,11 +321,6 @@ impl Pods {
     /// Errors: Invalid when the engine refuses the module; Exhausted when the compiler hit a limit.
     pub async fn prepare_image(&self, image: &Image, namespace: &str) -> Result<(), Error> {
         self.shared.host().prepare_image(image, namespace).await
-    }
-
-    /// What the host counted, for metrics. O(1).
-    pub fn counts(&self) -> HostCounts {
-        self.shared.host().counts()
     }
 
     /// Refuses new sandboxes and containers from now on (Draining) and waits, at most `limit`, for work under way.

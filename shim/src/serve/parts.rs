@@ -6,6 +6,7 @@ use std::error::Error;
 use std::sync::Arc;
 
 use coracle_config::{self as config, Config, NetworkMode};
+use coracle_control::log_counts::LogCounts;
 use coracle_host::DefaultProfile;
 use coracle_images::{ImagesConfig, Proxies};
 use coracle_lifecycle::Syncer;
@@ -43,6 +44,16 @@ pub(super) fn network(config: &Config, syncer: &Syncer) -> Result<Network, Box<d
     };
     let choice = Choice::open(mode, &config.root, &config.network.cni_conf_dir)?;
     Ok(Network::new(choice, builtin, cni))
+}
+
+/// The page in which keepers count what they write to logs. Without it the daemon has no series of logs.
+pub(super) fn log_counts(config: &Config) -> Option<LogCounts> {
+    let path = LogCounts::path(&config.run);
+    let opened = LogCounts::open(&path);
+    let opened = opened.inspect_err(|error| {
+        tracing::warn!(path = %path.display(), %error, "what containers log is not counted for metrics");
+    });
+    opened.ok()
 }
 
 /// The cache of seccomp filters; builds the one that nearly every Linux container uses in the background.

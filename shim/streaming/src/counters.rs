@@ -4,8 +4,9 @@
 //! Must not know: whose a session is.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
-use coracle_metrics::{Counters, Family, Gauges, Held, Kind, Metric};
+use coracle_metrics::{Counters, Family, Gauges, Held, Histograms, Kind, Metric};
 
 static OPEN: Gauges<2> = Gauges::new(Family {
     name: "coracle_streaming_sessions",
@@ -20,10 +21,17 @@ static ENDED: Counters<3> = Counters::new(Family {
     labels: &["kind", "protocol", "result"],
 });
 
+static DURATIONS: Histograms<2> = Histograms::new(Family {
+    name: "coracle_streaming_session_duration_seconds",
+    help: "How long sessions took that have ended, by how.",
+    kind: Kind::Histogram,
+    labels: &["kind", "result"],
+});
+
 /// Everything that is counted here.
 #[must_use]
-pub fn all() -> [&'static dyn Metric; 2] {
-    [&OPEN, &ENDED]
+pub fn all() -> [&'static dyn Metric; 3] {
+    [&OPEN, &ENDED, &DURATIONS]
 }
 
 /// A session that is being served. Dropped without a result it counts as left by its client.
@@ -31,6 +39,7 @@ pub struct Counted {
     kind: &'static str,
     protocol: &'static str,
     result: Result,
+    began: Instant,
     _open: Held,
 }
 
@@ -44,6 +53,7 @@ impl Counted {
             kind,
             protocol,
             result: Arc::default(),
+            began: Instant::now(),
             _open: OPEN.hold([kind, protocol]),
         }
     }
@@ -63,5 +73,6 @@ impl Drop for Counted {
     fn drop(&mut self) {
         let result = self.result.get().copied().unwrap_or("left");
         ENDED.count([self.kind, self.protocol, result]);
+        DURATIONS.observe([self.kind, result], self.began.elapsed());
     }
 }

@@ -31,12 +31,6 @@ const CONTAINERS: Family = Family {
     kind: Kind::Gauge,
     labels: &["state", "kind"],
 };
-const COMPILED: Family = Family {
-    name: "coracle_compiled_bytes",
-    help: "Disk space of compiled code.",
-    kind: Kind::Gauge,
-    labels: &[],
-};
 const CACHE_REQUESTS: Family = Family {
     name: "coracle_compile_cache_requests_total",
     help: "Requests for the compiled code of a module, by whether it was there.",
@@ -71,6 +65,30 @@ const ADDRESSES: Family = Family {
 const OWED_RELEASES: Family = Family {
     name: "coracle_network_owed_releases",
     help: "Pods that CNI plugins have attached or begun to, and not detached; live ones included.",
+    kind: Kind::Gauge,
+    labels: &[],
+};
+const REFUSALS: Family = Family {
+    name: "coracle_egress_refusals_total",
+    help: "Packets of pods that their egress lists have refused by address; Wasm instances refuse by name themselves, uncounted.",
+    kind: Kind::Counter,
+    labels: &["by"],
+};
+const LOG_BYTES: Family = Family {
+    name: "coracle_container_log_bytes_total",
+    help: "Bytes written to logs of containers since the node's start.",
+    kind: Kind::Counter,
+    labels: &[],
+};
+const LOG_LINES_LOST: Family = Family {
+    name: "coracle_container_log_lines_lost_total",
+    help: "Lines that logs of containers lack, as the disk was full or broken, since the node's start.",
+    kind: Kind::Counter,
+    labels: &[],
+};
+const LOGS_STALLED: Family = Family {
+    name: "coracle_container_logs_stalled",
+    help: "Logs of containers whose disk has not taken a line for 5 s; their containers may wait for it.",
     kind: Kind::Gauge,
     labels: &[],
 };
@@ -129,7 +147,7 @@ impl Daemon {
         Box::new(std::iter::once_with(move || daemon.whole_text(format)))
     }
 
-    /// Blocks for a few reads of /proc and a look at the file system.
+    /// Blocks for a few reads of /proc, a look at the file system and 100 ms for the rules of pods.
     fn whole_text(&self, format: Format) -> String {
         let mut text = Text::new(format);
         let Build {
@@ -145,11 +163,30 @@ impl Daemon {
         for metric in &self.counted {
             metric.write(&mut text);
         }
-        images::write(&self.images, &mut text);
-        write_host(&self.pods.counts(), &mut text);
+        let counts = self.pods.counts();
+        images::write(&self.images, &counts, &mut text);
+        write_host(&counts, &mut text);
+        text.family(&REFUSALS);
+        let refused = Value::Whole(self.pods.egress_refusals());
+        text.sample(&REFUSALS, &["address"], refused);
+        self.write_logs(&mut text);
         process::write(&mut text);
         text.end();
         text.take()
+    }
+
+    fn write_logs(&self, text: &mut Text) {
+        let Some(logs) = self.pods.log_totals() else {
+            return;
+        };
+        for (family, value) in [
+            (&LOG_BYTES, logs.written_bytes),
+            (&LOG_LINES_LOST, logs.lost_lines),
+            (&LOGS_STALLED, logs.stalled),
+        ] {
+            text.family(family);
+            text.sample(family, &[], Value::Whole(value));
+        }
     }
 
     fn write_pods(&self, text: &mut Text) {
@@ -203,7 +240,6 @@ fn write_host(counts: &HostCounts, text: &mut Text) {
     let quarantined: usize = counts.quarantines.iter().map(entries).sum();
     write_network(counts, text);
     for (family, value) in [
-        (&COMPILED, counts.compiled_bytes),
         (&SPAWNER_RESTARTS, counts.spawner_restarts),
         (&QUARANTINED, u64::try_from(quarantined).unwrap_or(u64::MAX)),
     ] {

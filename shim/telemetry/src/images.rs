@@ -4,6 +4,7 @@
 //! the size of images. Must not know: registries.
 
 use coracle_images::Images;
+use coracle_lifecycle::HostCounts;
 use coracle_metrics::{Family, Histograms, Kind, Metric, Text, Value};
 
 static UNPACKED: Histograms<0> = Histograms::new(Family {
@@ -26,9 +27,9 @@ const RECEIVED: Family = Family {
 };
 const STORE: Family = Family {
     name: "coracle_store_bytes",
-    help: "Disk space of blobs and unpacked layers of images.",
+    help: "Disk space of images, of code compiled from them, and of writable layers as they were measured last.",
     kind: Kind::Gauge,
-    labels: &[],
+    labels: &["part"],
 };
 const STORE_FREE: Family = Family {
     name: "coracle_store_free_bytes",
@@ -50,19 +51,24 @@ pub fn observe_unpacking(images: &Images) -> &'static dyn Metric {
 }
 
 /// Blocks for a look at the file system.
-pub(crate) fn write(images: &Images, text: &mut Text) {
+pub(crate) fn write(images: &Images, host: &HostCounts, text: &mut Text) {
     let facts = images.fs_info();
     let count = u64::try_from(images.list().len()).unwrap_or(u64::MAX);
     let free = rustix::fs::statvfs(&facts.mountpoint).ok();
     let free = free.map(|facts| facts.f_bavail.saturating_mul(facts.f_frsize));
-    for (family, value) in [
-        (&IMAGES, Some(count)),
-        (&STORE, Some(facts.used_bytes)),
-        (&STORE_FREE, free),
-    ] {
+    for (family, value) in [(&IMAGES, Some(count)), (&STORE_FREE, free)] {
         let Some(value) = value else { continue };
         text.family(family);
         text.sample(family, &[], Value::Whole(value));
+    }
+    text.family(&STORE);
+    for (part, bytes) in [
+        ("blobs", facts.used_bytes.saturating_sub(facts.layer_bytes)),
+        ("layers", facts.layer_bytes),
+        ("compiled", host.compiled_bytes),
+        ("writable", host.writable_bytes),
+    ] {
+        text.sample(&STORE, &[part], Value::Whole(bytes));
     }
     let counts = images.transfer_counts();
     for (family, values) in [

@@ -1,6 +1,8 @@
 //! Metrics: the CRI calls and the listener.
 
+mod amounts;
 mod examples;
+mod mixin;
 mod steps;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -423,7 +425,8 @@ async fn the_daemon_counts_what_it_recovers_compiles_and_executes() {
     assert_eq!(none("coracle_events_dropped_total"), 0.0);
     assert_eq!(none("coracle_spawner_restarts_total"), 0.0);
     assert_eq!(none("coracle_quarantined_records"), 0.0);
-    assert!(none("coracle_compiled_bytes") > 1000.0);
+    let compiled = value(&text, "coracle_store_bytes", &["part=\"compiled\""]);
+    assert!(compiled > 1000.0, "{compiled}");
     let compiled = |text: &str, result: &str| {
         let result = format!("result=\"{result}\"");
         value(text, "coracle_compilations_total", &[&result])

@@ -1,5 +1,8 @@
 //! What the kubelet says about a node that runs pods: /stats/summary, /metrics/resource, /runningpods, images.
 
+use std::collections::BTreeSet;
+
+use coracle_proto::runtime::v1 as cri;
 use serde_json::{Value, json};
 
 use crate::node::{images, node, pod, script, wasm};
@@ -92,6 +95,69 @@ async fn the_summary_has_numbers_of_every_container_and_pod() {
             assert!(metrics.contains(&line), "no {line} in {metrics}");
         }
     }
+    node.finish().await.unwrap();
+}
+
+/// Names, containers and pods of the samples in `text`, each with a pod; of those of pods the container is empty.
+fn sampled(text: &str) -> BTreeSet<(String, String, String)> {
+    let samples = text.lines().filter(|line| line.starts_with("container_"));
+    let labelled = samples.filter_map(|line| {
+        let (name, labels) = line.split_once('{')?;
+        let label = |key: &str| {
+            let start = format!("{key}=\"");
+            let value = labels
+                .split(',')
+                .find_map(|label| label.strip_prefix(&*start));
+            Some(value?.split('"').next()?.to_owned())
+        };
+        Some((name.to_owned(), label("container")?, label("pod")?))
+    });
+    labelled.filter(|(_, _, pod)| !pod.is_empty()).collect()
+}
+
+#[tokio::test]
+#[ignore = "needs a kubelet: make kubelet"]
+async fn with_the_gate_the_kubelet_shows_every_series_of_the_runtime_by_container_and_pod() {
+    let gate = json!({"featureGates": {"PodAndContainerStatsFromCRI": true}});
+    let mut node = node(gate).await;
+    let mut busy = script("busy", "while :; do :; done");
+    busy["resources"] = json!({"limits": {"cpu": "100m", "memory": "64Mi"}});
+    node.put(&pod("linux", &[busy])).unwrap();
+    node.put(&pod("wasm", &[wasm("idle", &["sleep", "1000"])]))
+        .unwrap();
+    node.ready("linux").await.unwrap();
+    node.ready("wasm").await.unwrap();
+    let mut runtime = node.daemon().cri().runtime;
+    let request = cri::ListPodSandboxMetricsRequest {};
+    let reply = runtime.list_pod_sandbox_metrics(request).await.unwrap();
+    let own = reply.into_inner().pod_metrics.into_iter().flat_map(|pod| {
+        let of_containers = pod
+            .container_metrics
+            .into_iter()
+            .flat_map(|all| all.metrics);
+        pod.metrics.into_iter().chain(of_containers)
+    });
+    // The labels begin with container, id, image, namespace and pod.
+    let own: BTreeSet<_> = own
+        .filter(|metric| metric.name.starts_with("container_"))
+        .map(|metric| {
+            let [container, pod] = [0, 4].map(|at| metric.label_values[at].clone());
+            (metric.name, container, pod)
+        })
+        .collect();
+    for (container, pod) in [
+        ("busy", "linux-node1"),
+        ("idle", "wasm-node1"),
+        ("", "wasm-node1"),
+    ] {
+        let of = |found: &&(_, String, String)| found.1 == container && found.2 == pod;
+        let count = own.iter().filter(of).count();
+        let least = if container.is_empty() { 8 } else { 40 };
+        assert!(count >= least, "{count} of {container} in {pod}");
+    }
+    let shown = sampled(&node.text("/metrics/cadvisor").unwrap());
+    let missing: Vec<_> = own.difference(&shown).collect();
+    assert!(missing.is_empty(), "{missing:?}");
     node.finish().await.unwrap();
 }
 

@@ -248,6 +248,11 @@ impl Rule {
         self.verdict(NF_DROP, None)
     }
 
+    /// Counts the packet; for [`super::Nft::counted`] the first expression of its rule.
+    pub(crate) fn counted(self) -> Self {
+        self.expression("counter", Attributes::default())
+    }
+
     /// Rejects the packet with a TCP reset. Only after [`Rule::protocol`] with TCP.
     pub(crate) fn reset(self) -> Self {
         let kind = Attributes::default().number(NFTA_REJECT_TYPE, NFT_REJECT_TCP_RST);

@@ -117,6 +117,12 @@ impl Layers {
         known.map(|known| known.usage)
     }
 
+    /// The bytes of all that are cached.
+    pub(super) fn bytes(&self) -> u64 {
+        let known = lock(&self.known);
+        known.values().map(|known| known.usage.bytes).sum()
+    }
+
     /// Drops containers that are gone.
     pub(super) fn retain(&self, exists: impl Fn(&ContainerId) -> bool) {
         lock(&self.known).retain(|id, _| exists(id));

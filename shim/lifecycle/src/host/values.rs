@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use coracle_control::keeper::{Greeting, Keeper, KeeperEvent};
+use coracle_control::log_counts::LogCounts;
 use coracle_control::process::Process;
 use coracle_network::{Attachment, NetworkCounts};
 use coracle_spec::id::{ContainerId, PodId};
@@ -69,6 +70,10 @@ pub struct KeeperEngine {
 /// What the host counted, since the daemon's start where it is no amount.
 #[derive(Clone, Debug, Default)]
 pub struct HostCounts {
+    /// What keepers count of logs; `None` if they cannot.
+    pub log_counts: Option<LogCounts>,
+    /// Bytes that writable layers had when they were measured last.
+    pub writable_bytes: u64,
     /// Bytes of compiled code on the disk.
     pub compiled_bytes: u64,
     /// Files of it.

@@ -101,6 +101,10 @@ impl Host for World {
         HostCounts::default()
     }
 
+    fn egress_refusals(&self, _: Vec<PodId>) -> u64 {
+        0
+    }
+
     fn cgroup_parent(&self, requested: &str, pod: &PodId) -> Result<String, Error> {
         Ok(format!("{requested}/{pod}"))
     }

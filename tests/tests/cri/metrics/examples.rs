@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use coracle_proto::runtime::v1 as cri;
 use coracle_tests::client::container;
 
 use super::{limited, samples, scrape};
@@ -39,7 +40,14 @@ async fn dashboards_and_alerts_name_series_that_exist() {
     .await;
     pod.finish(&daemon, &container("show", tool(), &["show"]))
         .await;
-    pod.start(&limited("limited", &["sleep"])).await;
+    let id = pod.start(&limited("limited", &["sleep"])).await;
+    let probe = cri::ExecSyncRequest {
+        container_id: id,
+        cmd: ["/tool", "show"].map(str::to_owned).to_vec(),
+        timeout: 60,
+    };
+    let mut runtime = pod.cri.runtime.clone();
+    runtime.exec_sync(probe).await.unwrap();
     let text = scrape(&daemon, "/metrics") + &scrape(&daemon, "/metrics/cadvisor");
     let there: BTreeSet<&str> = samples(&text).into_iter().map(|(name, ..)| name).collect();
     let mut named = 0;

@@ -78,6 +78,16 @@ async fn sessions_are_counted_while_they_are_open_and_by_how_they_ended() {
         site::eventually("it has failed", || ended("failed") == 1.0).await;
         site::eventually("none is open", || open_now() == 0.0).await;
     }
+    let sessions = MODERN.len() as f64;
+    for result in ["ok", "failed", "left"] {
+        let result = format!("result=\"{result}\"");
+        let name = "coracle_streaming_session_duration_seconds_count";
+        assert_eq!(
+            count(name, &["kind=\"exec\"", &result]),
+            sessions,
+            "{result}"
+        );
+    }
     daemon.finish().await.unwrap();
 }
 
