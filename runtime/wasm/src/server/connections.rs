@@ -241,7 +241,7 @@ impl Connections {
                     Received::Refused(call, status) => requests.refuse(call, status, active),
                     // In a box: a client may have thousands refused at a time.
                     Received::Enters(call, request, place) => {
-                        Box::pin(requests.answer(call, request, place, active)).await
+                        Box::pin(requests.answer(call, *request, place, active)).await
                     }
                 })
             }

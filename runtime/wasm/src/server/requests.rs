@@ -47,7 +47,7 @@ const MAX_SHOWN_PATH: usize = 2 << 10;
 /// A request whose head has come.
 pub(super) enum Received {
     /// It has its turn, or waits for it.
-    Enters(Call, Request<Incoming>, Place),
+    Enters(Call, Box<Request<Incoming>>, Place),
     /// It goes no further.
     Refused(Call, StatusCode),
 }
@@ -114,7 +114,7 @@ impl Requests {
             log,
         };
         match place {
-            Ok(place) => Received::Enters(call, request, place),
+            Ok(place) => Received::Enters(call, Box::new(request), place),
             Err(status) => Received::Refused(call, status),
         }
     }
