@@ -3,12 +3,13 @@
 //!
 //! Called by: the daemon, for `coracle image export` and `push`. [`layout`] writes the tar, [`layer`] packs a layer.
 //! Invariants: the content of the images stays until the export has ended; documents that are made here name only what is
-//! in the same tar; nothing is held in memory but documents.
+//! in the same tar; nothing is held in memory but documents and, within a bound, names in a layer.
 //! Not here: protocols, registries, where the tar goes.
 
 mod layer;
 mod layout;
 mod pax;
+mod room;
 
 use std::collections::BTreeSet;
 use std::io::Write;

@@ -2,7 +2,7 @@
 //!
 //! Called by: the export. Invariants: names come from the directory by descriptors and no link is followed, so that nothing
 //! outside is read; overlayfs's marks become whiteouts of the image specification; the same directory gives the same
-//! bytes; the walk keeps the names of the directories above it and one name for each hard link, nothing else.
+//! bytes; the walk keeps the names in the directories above it and one for each file with several, within a bound, and nothing else.
 //! Not here: which layers, documents.
 
 use std::collections::HashMap;
@@ -19,6 +19,7 @@ use tar::{EntryType, Header};
 
 use super::layout::{Asking, Whole, descriptor};
 use super::pax::{attributes, put_name, put_record, time, value};
+use super::room::Room;
 use crate::blobs::{Blobs, Temporary};
 use crate::error::Error;
 use crate::reference::Digest;
@@ -88,6 +89,7 @@ fn pack_by(
         let mut walk = Walk {
             tar: tar::Builder::new(Hashed::new(packer)),
             links: HashMap::new(),
+            room: Room::new(),
             is_wanted,
         };
         walk.all(root)?;
@@ -171,6 +173,7 @@ struct Walk<W: Write, F> {
     tar: tar::Builder<W>,
     /// The first name of each file that has several.
     links: HashMap<u64, Vec<u8>>,
+    room: Room,
     is_wanted: F,
 }
 
@@ -189,7 +192,7 @@ impl<W: Write, F: FnMut() -> io::Result<()>> Walk<W, F> {
         let facts = rustix::fs::fstat(&root)?;
         self.directory(b"./", &root, &facts, b"")?;
         let mut above = vec![Level {
-            names: names(&root)?,
+            names: names(&root, &mut self.room)?,
             directory: root,
             path: Vec::new(),
         }];
@@ -198,6 +201,7 @@ impl<W: Write, F: FnMut() -> io::Result<()>> Walk<W, F> {
                 above.pop();
                 continue;
             };
+            self.room.release(&name);
             (self.is_wanted)()?;
             if let Some(inner) = self.name(level, &name)? {
                 above.push(inner);
@@ -216,7 +220,7 @@ impl<W: Write, F: FnMut() -> io::Result<()>> Walk<W, F> {
                 let path = [&path[..], b"/"].concat();
                 self.directory(&path, &inner, &facts, &path)?;
                 return Ok(Some(Level {
-                    names: names(&inner)?,
+                    names: names(&inner, &mut self.room)?,
                     directory: inner,
                     path,
                 }));
@@ -275,6 +279,7 @@ impl<W: Write, F: FnMut() -> io::Result<()>> Walk<W, F> {
                 };
                 return self.entry(&entry, Vec::new());
             }
+            self.room.hold(path)?;
             self.links.insert(facts.st_ino, path.to_vec());
         }
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -370,12 +375,13 @@ fn directory_flags() -> OFlags {
 }
 
 /// The names in a directory, last first.
-fn names(directory: &OwnedFd) -> io::Result<Vec<Vec<u8>>> {
+fn names(directory: &OwnedFd, room: &mut Room) -> io::Result<Vec<Vec<u8>>> {
     let mut names = Vec::new();
     for entry in Dir::read_from(directory)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
         if !matches!(name, b"." | b"..") {
+            room.hold(name)?;
             names.push(name.to_vec());
         }
     }

@@ -433,3 +433,42 @@ async fn packing_a_large_file_ends_soon_after_its_reader_has_left() {
     assert!(is_whole && asked >= 10, "asked {asked} times");
     assert_eq!(pack(8).await, (false, 9));
 }
+
+/// A layer of so many files with two names each, of which one is as long as may be.
+fn linked(files: u32) -> Parts {
+    let deep = format!("{}/", "d".repeat(255)).repeat(15);
+    let mut builder = tar::Builder::new(Vec::new());
+    for number in 0..files {
+        let (long, short) = (format!("{deep}{number:0200}"), format!("e/{number}"));
+        for (kind, path, target) in [
+            (EntryType::Regular, &long, ""),
+            (EntryType::Link, &short, &*long),
+        ] {
+            let mut pax = vec![("path", path.as_bytes()), ("linkpath", target.as_bytes())];
+            pax.retain(|(_, value)| !value.is_empty());
+            builder.append_pax_extensions(pax).unwrap();
+            let mut header = Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_mode(0o644);
+            header.set_size(0);
+            header.set_path("short").unwrap();
+            header.set_cksum();
+            builder.append(&header, std::io::empty()).unwrap();
+        }
+    }
+    let layer = builder.into_inner().unwrap();
+    Parts::archives("linux", native(), json!({"Cmd": ["/x"]}), &[(GZIP, layer)])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_with_more_names_than_the_daemon_may_hold_is_not_packed_anew() {
+    for (number, is_exported) in [(100, true), (17_000, false)] {
+        let scratch = Scratch::new();
+        let images = open(&scratch.0).await;
+        import(&images, &scratch.0, &layout(&linked(number))).await;
+        let exported = export(&images, NAME).await;
+        assert_eq!(exported.is_ok(), is_exported, "{number} files");
+        let said = exported.err().map(|error| format!("{error:?}"));
+        assert!(said.is_none_or(|said| said.contains("keep_blobs")));
+    }
+}

@@ -5,7 +5,8 @@
 //! [`await_begun`] waits for before each fork, to the call of [`LogThread::join`] a log thread makes system calls only. It
 //! never allocates, locks or panics, so a fork finds every lock of the process free.
 //! Invariants: a line reaches the file in one write(2), as `RFC3339Nano stream P|F text`; text longer than 16 KiB is
-//! cut into `P` pieces; a rotation loses nothing and repeats nothing; a full disk drops lines, never the container.
+//! cut into `P` pieces; a rotation loses nothing and repeats nothing; a full disk drops lines, never the container; who holds
+//! the pipe of a container that has ended writes at most [`REST`] bytes more into its log, which nobody rotates any more.
 //! Attached clients get the same bytes from the same thread ([`attach`]).
 //! It must not know when a container ends.
 
@@ -29,6 +30,8 @@ use write::write_line;
 
 /// Most text bytes of one log line, the same as containerd's and CRI-O's.
 pub const MAX_TEXT: usize = 16 * 1024;
+/// Most bytes of a stream that are read once its container has ended: the most that a pipe holds, unless root made it larger.
+const REST: usize = 1 << 20;
 /// Stack of a log thread; its buffers are not on it.
 const STACK_BYTES: usize = 64 * 1024;
 
@@ -84,6 +87,8 @@ struct Stream {
     fd: RawFd,
     lines: Lines,
     clients: AttachedClients,
+    /// What may be read once its container has ended.
+    rest: usize,
 }
 
 impl Stream {
@@ -95,6 +100,7 @@ impl Stream {
         Ok(Self {
             lines: Lines::new(name)?,
             clients: AttachedClients::new(),
+            rest: REST,
             fd: fd.map_or(-1, IntoRawFd::into_raw_fd),
         })
     }
@@ -245,12 +251,13 @@ extern "C" fn entry(work: *mut libc::c_void) -> *mut libc::c_void {
     std::ptr::null_mut()
 }
 
-/// Writes the unterminated rest of streams that are closed while somebody still holds their write end.
+/// Writes the unterminated rest of streams whose write end somebody still holds, and closes them.
 fn finish(work: &mut Work, shared: &Shared) {
     let file = work.file;
     for stream in work.streams.iter_mut().filter(|stream| stream.fd >= 0) {
         let write = |bytes: &[u8]| write_line(file, bytes, shared);
         stream.lines.finish(Stamp::now(), write);
+        close_fd(&mut stream.fd);
     }
 }
 
@@ -368,19 +375,24 @@ fn drain(stream: &mut Stream, slots: &PipeSlots, file: RawFd, shared: &Shared, c
     let got = unsafe { libc::read(stream.fd, space.as_mut_ptr().cast(), space.len()) };
     let now = Stamp::now();
     let write = |bytes: &[u8]| write_line(file, bytes, shared);
+    // Non-blocking: there may be no data although poll(2) returned, for a container can read its own output.
+    let again = [io::ErrorKind::Interrupted, io::ErrorKind::WouldBlock];
     if got > 0 {
         let got = got.unsigned_abs();
         stream.clients.feed(slots, &space[..got], closing);
         stream.lines.filled(got, now, write);
+        if closing {
+            stream.rest = stream.rest.saturating_sub(got);
+        }
+        if stream.rest > 0 {
+            return;
+        }
+    } else if got < 0 && again.contains(&io::Error::last_os_error().kind()) {
         return;
     }
-    // Non-blocking: there may be no data although poll(2) returned, for a container can read its own output.
-    let again = [io::ErrorKind::Interrupted, io::ErrorKind::WouldBlock];
-    if got == 0 || !again.contains(&io::Error::last_os_error().kind()) {
-        stream.lines.finish(now, write);
-        close_fd(&mut stream.fd);
-        slots.close();
-    }
+    stream.lines.finish(now, write);
+    close_fd(&mut stream.fd);
+    slots.close();
 }
 
 #[cfg(test)]
@@ -581,6 +593,27 @@ mod tests {
         log.close();
         wait_for(|| log.is_finished());
         log.join();
+    }
+
+    #[test]
+    fn who_writes_on_when_the_container_has_ended_has_neither_log_nor_reader() {
+        let (out, out_in) = pipe();
+        let (err, err_in) = pipe();
+        let file = File::options().write(true).open("/dev/null").unwrap();
+        let log = LogThread::start(out, Some(err), Some(file)).unwrap();
+        // As siblings that were given the descriptors.
+        let again = out_in.try_clone().unwrap();
+        let writers = [out_in, again, err_in].map(|end| {
+            let mut end = File::from(end);
+            std::thread::spawn(move || while end.write_all(&[b'x'; 8192]).is_ok() {})
+        });
+        std::thread::sleep(Duration::from_millis(50));
+        log.close();
+        wait_for(|| log.is_finished());
+        log.join();
+        for writer in writers {
+            writer.join().unwrap();
+        }
     }
 
     #[test]

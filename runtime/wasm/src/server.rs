@@ -6,10 +6,12 @@
 //!
 //! | module | is |
 //! |---|---|
+//! | `admission` | what a head may be, who may wait for a turn |
 //! | `connections` | accepting, HTTP/1.1 and HTTP/2, slow clients, draining |
 //! | `doorman` | who is answered while the function sleeps, and who is kept for the guest |
 //! | `idle` | when nothing happens any more |
 //! | `answers` | what clients have taken of their answers, and those that take nothing |
+//! | `uploads` | bodies that guests wait for, and clients that send nothing |
 //! | `requests` | one request: its limits, its guest's answer, what becomes of failures |
 //! | `instances` | stores and instances, how long each may live |
 //! | `pool` | the engine whose memory for instances is reserved at the start |
@@ -22,6 +24,7 @@
 //! answer or the process is killed.
 //! Not here: which port and which limits, the jail, outgoing requests.
 
+mod admission;
 mod answers;
 mod connections;
 pub mod doorman;
@@ -32,6 +35,7 @@ mod pool;
 mod request_id;
 mod requests;
 pub(super) mod ticker;
+mod uploads;
 
 #[cfg(test)]
 mod tests;

@@ -23,7 +23,7 @@ pub use arguments::{Command, Debug, Place};
 
 use super::dump::{self, Item};
 use super::print;
-use super::screen::{self, Screen};
+use super::screen::{self, Screen, escaped};
 use super::server::now;
 
 /// How long an answer may take.
@@ -268,7 +268,7 @@ fn say(json: bool, reply: &impl Serialize, text: impl FnOnce() -> String) -> Res
     let mut out = io::stdout().lock();
     if json {
         let object = serde_json::to_string(reply).map_err(|error| failed(error.into()))?;
-        writeln!(out, "{object}").map_err(failed)
+        writeln!(out, "{}", escaped(&object)).map_err(failed)
     } else {
         out.write_all(text().as_bytes()).map_err(failed)
     }

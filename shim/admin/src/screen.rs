@@ -129,6 +129,20 @@ pub(crate) fn plain(text: &str) -> String {
     text.chars().map(shown).collect()
 }
 
+/// `json`, which is on one line, without the characters that a terminal obeys and JSON has no need to escape: those of control
+/// beyond ASCII's first, and those that turn the direction of text (Unicode, UAX #9).
+pub(crate) fn escaped(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for character in json.chars() {
+        let turns = matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        match turns || character.is_control() {
+            true => text += &format!("\\u{:04x}", u32::from(character)),
+            false => text.push(character),
+        }
+    }
+    text
+}
+
 /// Makes the widest columns narrower until all fit.
 fn shrink(widths: &mut [usize], width: usize) {
     let total = |widths: &[usize]| widths.iter().sum::<usize>() + GAP * widths.len();
@@ -170,6 +184,18 @@ mod tests {
     fn rows(cells: &[&[&str]]) -> Vec<Vec<String>> {
         let row = |row: &&[&str]| row.iter().map(|cell| (*cell).to_owned()).collect();
         cells.iter().map(row).collect()
+    }
+
+    #[test]
+    fn json_moves_no_terminal_and_says_the_same() {
+        let said = "\u{9b}31m\u{202e}\u{7f}\u{1b}]0;x\u{7}\n\u{e4}\\";
+        let text = escaped(&serde_json::to_string(said).unwrap());
+        assert!(!text.chars().any(char::is_control) && !text.contains('\u{202e}'));
+        assert!(
+            text.contains('\u{e4}') && text.contains("\\u009b31m"),
+            "{text}"
+        );
+        assert_eq!(serde_json::from_str::<String>(&text).unwrap(), said);
     }
 
     #[test]

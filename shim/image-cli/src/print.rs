@@ -1,6 +1,7 @@
 //! What the commands print: a table or lines for people, JSON for scripts.
 //!
-//! Called by: the commands. Invariant: a reader that has closed its end is no error.
+//! Called by: the commands. Invariants: a reader that has closed its end is no error; what an image says of itself moves no
+//! terminal, in JSON neither.
 //! Must not know: the daemon.
 
 use std::collections::BTreeMap;
@@ -26,7 +27,7 @@ impl Output {
     }
 
     pub(crate) fn json(&mut self, value: &Value) {
-        self.line(&format!("{value:#}"));
+        self.line(&escaped(&format!("{value:#}")));
     }
 
     /// One line for each name of each image.
@@ -81,6 +82,28 @@ impl Output {
     }
 }
 
+/// The same JSON without the characters that a terminal obeys and JSON has no need to escape: those of control beyond
+/// ASCII's first, and those that turn the direction of text (Unicode, UAX #9).
+fn escaped(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for character in json.chars() {
+        match character {
+            // The only one between strings.
+            '\n' => text.push('\n'),
+            '\u{61c}'
+            | '\u{200e}'
+            | '\u{200f}'
+            | '\u{202a}'..='\u{202e}'
+            | '\u{2066}'..='\u{2069}' => {
+                text += &format!("\\u{:04x}", u32::from(character));
+            }
+            other if other.is_control() => text += &format!("\\u{:04x}", u32::from(other)),
+            other => text.push(other),
+        }
+    }
+    text
+}
+
 /// An image as `ls --json` has it.
 pub(crate) fn image(image: &cri::Image) -> Value {
     json!({
@@ -133,6 +156,17 @@ mod tests {
         ] {
             assert_eq!(size(bytes), text);
         }
+    }
+
+    #[test]
+    fn json_moves_no_terminal_and_says_the_same() {
+        let value = json!({"a\u{9b}31m": ["\u{202e}\u{7f}\u{1b}]0;x\u{7}", "\u{e4}\\ \n"]});
+        let mut out = Output::default();
+        out.json(&value);
+        let is_plain = |c: char| c == '\n' || !c.is_control() && c != '\u{202e}';
+        assert!(out.0.chars().all(is_plain), "{}", out.0);
+        assert!(out.0.contains('\u{e4}') && out.0.contains("\\u009b31m"));
+        assert_eq!(serde_json::from_str::<Value>(&out.0).ok(), Some(value));
     }
 
     #[test]

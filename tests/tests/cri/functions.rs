@@ -1,6 +1,7 @@
 //! Components that handle HTTP requests, as whoever calls their pods sees them.
 
 mod doorman;
+mod floods;
 pub mod idle;
 mod limits;
 mod modes;

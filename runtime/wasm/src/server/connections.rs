@@ -29,10 +29,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use wasmtime_wasi_http::handler::ProxyHandler;
 
+use super::admission::MAX_FIELDS;
 use super::answers::Answers;
 use super::idle::{Idle, Open};
 use super::instances::Instances;
-use super::requests::Requests;
+use super::requests::{Received, Requests};
 use crate::end::End;
 pub(super) use activity::Active;
 use activity::{Activity, Streams};
@@ -54,8 +55,8 @@ const REST: Duration = Duration::from_millis(5);
 const FIRST_BYTES_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long a connection that was told to end may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Most header fields of a request.
-const MAX_HEADERS: usize = 128;
+/// How much of a body HTTP/2 holds for a guest that does not read it. Bytes.
+const STREAM_WINDOW: u32 = 64 << 10;
 /// Least buffer that hyper takes for a head. Bytes.
 const MIN_BUFFER: usize = 8 * 1024;
 
@@ -234,7 +235,16 @@ impl Connections {
             let busy = idle.request(&request);
             open.speaks();
             let (requests, active) = (Arc::clone(&requests), own.enter(busy));
-            async move { Ok::<_, Infallible>(requests.answer(request, active).await) }
+            let received = requests.receive(request);
+            async move {
+                Ok::<_, Infallible>(match received {
+                    Received::Refused(call, status) => requests.refuse(call, status, active),
+                    // In a box: a client may have thousands refused at a time.
+                    Received::Enters(call, request, place) => {
+                        Box::pin(requests.answer(call, *request, place, active)).await
+                    }
+                })
+            }
         });
         let io = TokioIo::new(stream);
         match is_http2 {
@@ -278,7 +288,7 @@ impl Connections {
             .header_read_timeout(Duration::from_secs(
                 self.settings.limits.header_timeout_s.into(),
             ))
-            .max_headers(MAX_HEADERS)
+            .max_headers(MAX_FIELDS)
             .max_buf_size(most);
         builder
     }
@@ -294,7 +304,8 @@ impl Connections {
             .keep_alive_interval(timeout)
             .keep_alive_timeout(timeout)
             .max_header_list_size(self.settings.limits.max_header_bytes)
-            .max_concurrent_streams(self.settings.limits.max_requests);
+            .max_concurrent_streams(self.settings.limits.max_requests)
+            .initial_stream_window_size(STREAM_WINDOW);
         builder
     }
 

@@ -59,7 +59,10 @@ fn receive_unless_silent(
     let mut silent: Vec<(Instant, TcpStream)> = Vec::new();
     loop {
         let mut heard = Vec::new();
-        while let Some(stream) = accept(listener) {
+        // The others wait in the kernel, however fast they come.
+        while silent.len() + heard.len() <= MAX_SILENT
+            && let Some(stream) = accept(listener)
+        {
             heard.push((Instant::now(), stream));
         }
         heard.append(&mut silent);
@@ -277,6 +280,18 @@ mod tests {
             own.read_to_string(&mut text).unwrap();
             assert_eq!(text, said);
         }
+    }
+
+    #[test]
+    fn however_many_connect_the_kernel_keeps_those_who_are_not_waited_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let at = listener.local_addr().unwrap();
+        let _clients: Vec<_> = (0..100).map(|_| TcpStream::connect(at).unwrap()).collect();
+        let stop = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let handed = receive_unless_silent(listener.as_fd(), stop.as_fd(), LONG).unwrap();
+        assert_eq!(handed.len(), MAX_SILENT + 1);
+        assert!(listener.accept().is_ok());
     }
 
     #[test]
