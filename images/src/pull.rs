@@ -30,10 +30,11 @@ use crate::image::Image;
 use crate::magic::Magic;
 use crate::manifest::{self, Blob, Content, Document, Manifest, PlatformPreference};
 use crate::metadata::{Program, Record};
+use crate::record::Facts;
 use crate::reference::{Digest, ImageId, ImageRef, Target};
 use crate::registry::Registry;
 use crate::run_config::RunConfig;
-use crate::signature::{Demands, Facts};
+use crate::signature::Demands;
 use crate::singleflight::PullRequest;
 use crate::store::Inner;
 use crate::tenants::Tenant;
@@ -105,7 +106,7 @@ impl Pull {
         platform: PlatformPreference,
     ) -> Self {
         let pins = Pins::new(inner.clone());
-        let progress = inner.transfers.begin(names.first(), &origin);
+        let progress = inner.transfers.begin(names.first(), origin.archive());
         Self {
             inner,
             names,

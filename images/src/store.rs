@@ -17,11 +17,10 @@ use crate::identity::{Candidate, drop_ambiguous_names};
 use crate::image::{FsInfo, Image};
 use crate::leases::Leases;
 use crate::manifest::PlatformPreference;
-use crate::metadata::{Change, LayerRecord, Loaded, Metadata, Record, Sources};
-use crate::preload::Preloaded;
+use crate::metadata::{Change, LayerRecord, Loaded, Metadata, Preloaded, Record, Sources};
 use crate::reference::{Digest, ImageId, ImageRef};
 use crate::singleflight::InFlightPulls;
-use crate::transfers::Transfers;
+use crate::transfers::{Transfer, TransferCounts, Transfers, UnpackObserver};
 use crate::unpack::UnpackerLauncher;
 
 /// The images of one node. Cheap to clone; clones are the same store.
@@ -128,6 +127,22 @@ impl Images {
             used_bytes,
             inodes_used,
         }
+    }
+
+    /// The pulls and imports that are running, oldest first. `name` chooses those of one image, completed or short, or of
+    /// one archive; empty for all.
+    pub fn transfers(&self, name: &str) -> Vec<Transfer> {
+        self.inner.transfers.list(name)
+    }
+
+    /// What all transfers have done since the daemon started.
+    pub fn transfer_counts(&self) -> TransferCounts {
+        self.inner.transfers.counts()
+    }
+
+    /// Tells `observer` of each layer that is unpacked from now on, once.
+    pub fn observe_unpacking(&self, observer: UnpackObserver) {
+        self.inner.transfers.observe(observer);
     }
 }
 

@@ -13,6 +13,8 @@
 
 #[path = "architecture/async_disk.rs"]
 mod async_disk;
+#[path = "architecture/circles.rs"]
+mod circles;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
