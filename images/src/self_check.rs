@@ -55,7 +55,7 @@ struct Reading {
 }
 
 impl Images {
-    /// How long to wait before the next [`Images::check_content`]: a day after the last whole one, and some minutes in any
+    /// How long to wait before the next [`Images::check_content`]: a day after the last whole one, and half a minute in any
     /// case. Errors: the daemon ends.
     pub async fn pause_before_check(&self) -> Result<Duration, Error> {
         let file = progress::file(self.inner.blobs.directory());

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 /// How long after the start of a daemon, or after a check, the next one begins at the earliest: a daemon that is started again
 /// and again checks nothing.
-const SETTLE: Duration = Duration::from_secs(600);
+const SETTLE: Duration = Duration::from_secs(30);
 /// How long after a whole check the next one is due.
 const INTERVAL: Duration = Duration::from_secs(86_400);
 
