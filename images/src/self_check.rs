@@ -81,7 +81,10 @@ impl Images {
         });
         let note = async |place: String| {
             let file = file.clone();
-            let note = move || Ok(progress::note(&file, &place));
+            let note = move || {
+                progress::note(&file, &place);
+                Ok(())
+            };
             blocking("noting a check", note).await
         };
         let (mut dropped, mut noted) = (BTreeSet::new(), Instant::now());
