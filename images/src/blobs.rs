@@ -2,10 +2,14 @@
 //!
 //! Called by: the pull, which writes, and the store, which deletes.
 //! Here is what waits for the disk, on threads of [`crate::blocking`]; how blobs get here is in [`crate::draft`].
-//! Invariants: every file under `blobs/` and directory under `layers/` is complete, because it was verified and synced
-//! before it was renamed there; what is in `tmp/` at the daemon's start is moved to `trash/`, which is emptied in the
-//! background; all directories above content are 0700, so that no user of the node can reach a setuid file of an
+//! Invariants: every file under `blobs/` and directory under `layers/` is complete, because it was verified before it was
+//! renamed there, and a layer synced, too; a blob is synced before a record names it, and one that no record names is read
+//! before it is used after a start ([`sync`]); what is in `tmp/` at the daemon's start is moved to `trash/`, which is
+//! emptied in the background; all directories above content are 0700, so that no user of the node can reach a setuid file of an
 //! image. Not here: media types, names of images, which content is unused.
+
+mod sync;
+mod unsynced;
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -22,12 +26,14 @@ use crate::manifest::Blob;
 use crate::reference::Digest;
 use crate::unpack::Usage;
 use coracle_tree::Trash;
+use unsynced::Unsynced;
 
 /// The directories of one store.
 #[derive(Debug, Clone)]
 pub(crate) struct Blobs {
     images: PathBuf,
     used: Arc<Used>,
+    unsynced: Arc<Unsynced>,
     trash: Trash,
 }
 
@@ -56,6 +62,7 @@ impl Blobs {
             trash: Trash::open(&trash).map_err(|error| Error::io("open", &trash, error))?,
             images,
             used: Arc::default(),
+            unsynced: Arc::default(),
         };
         let temporary = blobs.images.join("tmp");
         let emptied = blobs.trash.remove_later(&temporary);
@@ -111,12 +118,6 @@ impl Blobs {
     pub(crate) fn has(&self, blob: &Blob) -> bool {
         fs::symlink_metadata(self.blob(&blob.digest))
             .is_ok_and(|found| found.is_file() && found.len() == blob.size)
-    }
-
-    /// As [`Blobs::has`]. Errors: the daemon ends.
-    pub(crate) async fn stores(&self, blob: &Blob) -> Result<bool, Error> {
-        let (own, blob) = (self.clone(), blob.clone());
-        blocking("looking for a blob", move || Ok(own.has(&blob))).await
     }
 
     /// Bytes of blobs, bytes of layers, and inodes in use now.
@@ -178,41 +179,43 @@ impl Blobs {
         Ok(draft)
     }
 
-    /// Syncs a blob that is written and verified, and renames it to its digest. Blocking.
+    /// Renames a blob that is written and verified to its digest, unless it is there. Blocking. It is not synced yet.
     pub(crate) fn commit_blob(&self, temporary: Temporary, digest: &Digest) -> Result<(), Error> {
-        temporary
-            .file()?
-            .sync_all()
-            .map_err(|error| Error::io("sync", &temporary.path, error))?;
         let path = self.blob(digest);
-        let is_new = !path.exists();
+        let written = temporary.file()?.metadata();
+        let size = written.map_err(|error| Error::io("read", &temporary.path, error))?;
         failpoint::pass("pull.blob")?;
+        let mut unsynced = self.unsynced.blobs();
+        let found = fs::symlink_metadata(&path).ok();
+        let is_same = |found: &fs::Metadata| found.is_file() && found.len() == size.len();
+        if found.as_ref().is_some_and(is_same) {
+            // A faster pull has stored it, and may have recorded it: what is synced stays.
+            return Ok(());
+        }
         fs::rename(&temporary.path, &path).map_err(|error| Error::io("rename to", &path, error))?;
+        unsynced.add(digest.clone());
+        drop(unsynced);
         temporary.forget();
-        if is_new {
+        if found.is_none() {
             self.grow(Part::Blobs, self.blob_usage(digest));
         }
-        sync_directory(&self.images.join("blobs/sha256"))
+        Ok(())
     }
 
-    /// Renames a finished draft to the layer `chain`. Blocking. False if another pull has stored it meanwhile.
+    /// Renames a finished draft, which is synced, to the layer `chain`; [`Blobs::sync_layers`] has it stay so. Blocking. False if
+    /// another pull has stored it meanwhile.
     pub(crate) fn commit_layer(
         &self,
         draft: Temporary,
         chain: &Digest,
         usage: Usage,
     ) -> Result<bool, Error> {
-        let opened =
-            fs::File::open(&draft.path).map_err(|error| Error::io("open", &draft.path, error))?;
-        rustix::fs::syncfs(&opened)
-            .map_err(|errno| Error::io("sync", &draft.path, errno.into()))?;
         let layer = self.layer(chain);
         failpoint::pass("pull.unpack")?;
         match fs::rename(&draft.path, &layer) {
             Ok(()) => {
                 draft.forget();
                 self.grow(Part::Layers, usage);
-                sync_directory(&self.layers())?;
                 Ok(true)
             }
             Err(error)
@@ -221,8 +224,6 @@ impl Blobs {
                     io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
                 ) =>
             {
-                // The faster pull may not have synced the directory yet.
-                sync_directory(&self.layers())?;
                 Ok(false)
             }
             Err(error) => Err(Error::io("rename to", &layer, error)),
@@ -233,6 +234,8 @@ impl Blobs {
     pub(crate) fn remove_blob(&self, digest: &Digest) -> Result<(), Error> {
         let path = self.blob(digest);
         let usage = self.blob_usage(digest);
+        let mut unsynced = self.unsynced.blobs();
+        unsynced.remove(digest);
         match fs::remove_file(&path) {
             Ok(()) => self.shrink(Part::Blobs, usage),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -17,7 +17,7 @@ use crate::space::look_for_room;
 use crate::verify::Verifier;
 
 /// Bytes that are written at a time.
-pub(crate) const CHUNK_BYTES: usize = 1 << 20;
+pub(crate) const CHUNK_BYTES: usize = 256 << 10;
 
 /// A temporary file that grows.
 pub(crate) struct Draft {
@@ -158,7 +158,7 @@ impl BlobWriter {
         self.verifier.seen()
     }
 
-    /// Verifies, syncs and renames the blob. Errors: wrong digest or size, disk full, disk broken.
+    /// Verifies and renames the blob. Errors: wrong digest or size, disk full, disk broken.
     pub(crate) async fn commit(self, blobs: &Blobs) -> Result<(), Error> {
         self.verifier.finish()?;
         let (blobs, digest) = (blobs.clone(), self.digest);

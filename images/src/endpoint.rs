@@ -34,7 +34,6 @@ use tokio::time::timeout;
 
 pub use credentials::Credentials;
 pub(crate) use document::{Document, large_document};
-pub(crate) use names::is_loopback;
 pub(crate) use referrers::NextPage;
 pub(crate) use stream::{BlobStream, Resume};
 pub(crate) use throughput::TransferLimits;

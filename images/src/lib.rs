@@ -32,6 +32,7 @@ mod image;
 mod image_config;
 mod import;
 mod leases;
+mod loopback;
 mod magic;
 mod manifest;
 mod metadata;

@@ -17,8 +17,7 @@ use redb::{
 use serde::Serialize;
 
 use crate::error::{Cause, Error};
-use crate::preload::Preloaded;
-pub(crate) use crate::record::{LayerRecord, Program, Record, Sources};
+pub(crate) use crate::record::{LayerRecord, Preloaded, Program, Record, Sources};
 use crate::reference::{Digest, ImageId};
 
 const IMAGES: TableDefinition<&str, &[u8]> = TableDefinition::new("images");

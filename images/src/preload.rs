@@ -14,13 +14,11 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 use crate::blobs::blocking;
 use crate::error::{Error, Kind as ErrorKind};
 use crate::image::Image;
 use crate::import::ImportRequest;
-use crate::metadata::Change;
+use crate::metadata::{Change, Preloaded};
 use crate::reference::ImageId;
 use crate::regular_file;
 use crate::store::{Images, Index, Inner};
@@ -30,19 +28,6 @@ const ENDINGS: [&str; 5] = [".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst"];
 
 /// Longest text of a failure that is recorded. Characters.
 const MAX_FAILURE: usize = 1000;
-
-/// What was imported from a file of the preload directory. Fields are only added, with a default.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Preloaded {
-    /// Bytes.
-    size: u64,
-    /// Nanoseconds since 1970.
-    modified_ns: i128,
-    images: Vec<ImageId>,
-    /// Why it was not imported; `None` if it was.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    failure: Option<String>,
-}
 
 impl Images {
     /// Imports the archives in `directory` that are new or have changed, in the order of their names, and pins their
@@ -148,7 +133,7 @@ impl Inner {
     fn is_preloaded(&self, path: &Path, facts: &Metadata) -> bool {
         let index = self.read();
         let known = index.preloaded.get(&key(path));
-        let Some(known) = known.filter(|known| known.is_of(facts)) else {
+        let Some(known) = known.filter(|known| is_of(known, facts)) else {
             return false;
         };
         if let Some(failure) = &known.failure {
@@ -197,10 +182,9 @@ impl Inner {
     }
 }
 
-impl Preloaded {
-    fn is_of(&self, facts: &Metadata) -> bool {
-        self.size == facts.len() && self.modified_ns == modified_ns(facts)
-    }
+/// Whether the record is of this file, unchanged.
+fn is_of(known: &Preloaded, facts: &Metadata) -> bool {
+    known.size == facts.len() && known.modified_ns == modified_ns(facts)
 }
 
 fn has_image(index: &Index, id: &ImageId) -> bool {

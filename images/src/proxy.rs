@@ -11,8 +11,8 @@ use std::fmt;
 
 use reqwest::Url;
 
-use crate::endpoint::is_loopback;
 use crate::error::Error;
+use crate::loopback::is_loopback;
 use bypass::Bypass;
 
 /// The URL of a proxy. `Debug` and `Display` show neither user nor password.

@@ -30,10 +30,11 @@ use crate::image::Image;
 use crate::magic::Magic;
 use crate::manifest::{self, Blob, Content, Document, Manifest, PlatformPreference};
 use crate::metadata::{Program, Record};
+use crate::record::Facts;
 use crate::reference::{Digest, ImageId, ImageRef, Target};
 use crate::registry::Registry;
 use crate::run_config::RunConfig;
-use crate::signature::{Demands, Facts};
+use crate::signature::Demands;
 use crate::singleflight::PullRequest;
 use crate::store::Inner;
 use crate::tenants::Tenant;
@@ -105,7 +106,7 @@ impl Pull {
         platform: PlatformPreference,
     ) -> Self {
         let pins = Pins::new(inner.clone());
-        let progress = inner.transfers.begin(names.first(), &origin);
+        let progress = inner.transfers.begin(names.first(), origin.archive());
         Self {
             inner,
             names,
@@ -209,6 +210,7 @@ impl Pull {
     async fn publish(&self, candidate: Candidate) -> Result<Arc<Image>, Error> {
         let inner = self.inner.clone();
         let publish = move || {
+            inner.blobs.sync_blobs(candidate.record.stored())?;
             failpoint::pass("pull.commit")?;
             let image = inner.publish(candidate)?;
             failpoint::pass("pull.record").map(|()| image)
@@ -326,11 +328,10 @@ impl Pull {
         for chain in &record.chains {
             self.pins.add(chain);
         }
-        let jobs = self.missing_layers(layers, &record.chains, &config.diff_ids);
-        let keeps_layers = self.inner.config.keep_blobs;
-        self.fetch(wanted(layers, &jobs, keeps_layers)).await?;
+        let jobs = self.missing_layers(layers, record, &config.diff_ids);
+        let wants = wanted(layers, &jobs, self.inner.config.keep_blobs);
         let reused = layers.len().saturating_sub(jobs.len());
-        self.unpack(jobs).await?;
+        self.fetch_and_unpack(wants, jobs).await?;
         self.inner.transfers.reuse_layers(reused);
         record.program = self.program(record, config.platform.is_wasm()).await?;
         Ok(())

@@ -15,7 +15,6 @@ use crate::blobs::Blobs;
 use crate::image::{Artifact, Image, Kind, LinuxImage, WasmImage};
 use crate::reference::{Digest, ImageId};
 use crate::run_config::{RunConfig, weight_of};
-use crate::signature::Facts;
 use crate::tenants::{Tenant, zone_of};
 use crate::unpack::Usage;
 
@@ -24,6 +23,23 @@ const MAX_FACTS: usize = 256;
 
 /// The sources of all blobs: URLs of repositories, `https://host/name`.
 pub(crate) type Sources = HashMap<Digest, BTreeSet<String>>;
+
+/// What signatures have shown of an image, to be kept with it: a digest for each requirement and each key that has met it,
+/// over the key, the requirement's identity and the image's name.
+pub(crate) type Facts = BTreeSet<Digest>;
+
+/// What was imported from a file of the preload directory. Fields are only added, with a default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Preloaded {
+    /// Bytes.
+    pub size: u64,
+    /// Nanoseconds since 1970.
+    pub modified_ns: i128,
+    pub images: Vec<ImageId>,
+    /// Why it was not imported; `None` if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+}
 
 /// One image.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -16,9 +16,9 @@ use serde::de::IgnoredAny;
 use crate::config::ImagesConfig;
 use crate::endpoint::{
     BlobStream, Credentials, Document, Endpoint, NextPage, Resume, Rules, TransferLimits,
-    is_loopback,
 };
 use crate::error::{Error, Kind as ErrorKind};
+use crate::loopback::is_loopback;
 use crate::manifest::Blob;
 use crate::mirrors;
 use crate::reference::{Digest, ImageRef, Target};

@@ -1,19 +1,21 @@
 //! Looks at stored content in the background: whether it still is what was stored.
 //!
-//! Called by: the daemon, once after its start, beside all requests ([`Images::check_content`]).
+//! Called by: the daemon, once a day, beside all requests ([`Images::check_content`]).
 //! Invariants: one thread at most, and a quarter of its time; an image with broken content is named, and from then on neither
 //! listed nor the result of a pull; what containers use stays until they have ended. An error of the disk breaks no image:
 //! what cannot be read now may be readable later.
 //! Not here: records ([`crate::metadata`]), compiled code. Of the files in a layer names, kinds, modes, owners and sizes are
 //! compared, and the bytes of the module that the image runs; for others nothing vouches, only their archive had a digest.
 
-use std::collections::BTreeSet;
+mod progress;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Take};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::blocking::{blocking, removing};
 use crate::error::Error;
@@ -26,6 +28,8 @@ use crate::verify::Verifier;
 
 /// How much of a blob is read at a time. Bytes.
 const SLICE: u64 = 4 << 20;
+/// How often it is noted how far it is.
+const NOTE_INTERVAL: Duration = Duration::from_secs(10);
 /// How long it rests after each step, as a multiple of the step.
 const REST: u32 = 3;
 
@@ -51,58 +55,107 @@ struct Reading {
 }
 
 impl Images {
-    /// Checks the content of all images. Returns those that were dropped, because theirs is broken.
+    /// How long to wait before the next [`Images::check_content`]: a day after the last whole one, and half a minute in any
+    /// case. Errors: the daemon ends.
+    pub async fn pause_before_check(&self) -> Result<Duration, Error> {
+        let file = progress::file(self.inner.blobs.directory());
+        blocking("looking for the last check", move || {
+            Ok(progress::pause(&file))
+        })
+        .await
+    }
+
+    /// Checks the content of all images, or what an interrupted check has left. Returns those that were dropped, because theirs
+    /// is broken.
     ///
     /// Errors: the disk fails where it is written to; the daemon ends.
     pub async fn check_content(&self) -> Result<Vec<ImageId>, Error> {
-        let mut dropped = BTreeSet::new();
-        for (content, look) in self.inner.all_content() {
-            let checked = match look {
-                Look::File(path, digest) => check_file(path, digest).await,
-                Look::Tree(chain) => self.inner.check_layer(&chain).await,
+        let file = progress::file(self.inner.blobs.directory());
+        let (inner, own) = (Arc::clone(&self.inner), file.clone());
+        let content = blocking("looking for the last check", move || {
+            let mut content = inner.all_content();
+            if let Some(last) = progress::place(&own) {
+                content.retain(|place, _| *place > last);
+            }
+            Ok(content)
+        });
+        let note = async |place: String| {
+            let file = file.clone();
+            let note = move || {
+                progress::note(&file, &place);
+                Ok(())
             };
-            let problem = match checked {
-                Ok(None) => continue,
-                Ok(Some(problem)) => problem,
-                Err(Error::Cancelled { doing }) => return Err(Error::Cancelled { doing }),
-                Err(error) => {
-                    tracing::error!(?content, %error, "stored content of images cannot be checked");
-                    continue;
-                }
-            };
-            let inner = Arc::clone(&self.inner);
-            let drop_broken = move || inner.drop_broken(&content, &problem);
-            dropped.extend(removing("dropping a broken image", drop_broken).await?);
+            blocking("noting a check", note).await
+        };
+        let (mut dropped, mut noted) = (BTreeSet::new(), Instant::now());
+        for (place, (content, look)) in content.await? {
+            dropped.extend(self.inner.check_one(content, look).await?);
+            if noted.elapsed() >= NOTE_INTERVAL {
+                note(place).await?;
+                noted = Instant::now();
+            }
         }
+        note(String::new()).await?;
         Ok(dropped.into_iter().collect())
     }
 }
 
 impl Inner {
-    fn all_content(&self) -> Vec<(Content, Look)> {
+    /// Checks one content. Returns the images that were dropped because of it.
+    async fn check_one(
+        self: &Arc<Self>,
+        content: Content,
+        look: Look,
+    ) -> Result<Vec<ImageId>, Error> {
+        let checked = match look {
+            Look::File(path, digest) => check_file(path, digest).await,
+            Look::Tree(chain) => self.check_layer(&chain).await,
+        };
+        let problem = match checked {
+            Ok(None) => return Ok(Vec::new()),
+            Ok(Some(problem)) => problem,
+            Err(Error::Cancelled { doing }) => return Err(Error::Cancelled { doing }),
+            Err(error) => {
+                tracing::error!(?content, %error, "stored content of images cannot be checked");
+                return Ok(Vec::new());
+            }
+        };
+        let inner = Arc::clone(self);
+        let drop_broken = move || inner.drop_broken(&content, &problem);
+        removing("dropping a broken image", drop_broken).await
+    }
+
+    /// All content by its place, by which it is checked in order.
+    fn all_content(&self) -> BTreeMap<String, (Content, Look)> {
         let index = self.read();
         let (blobs, layers) = index.referenced();
         let blobs = blobs.into_iter().map(|digest| {
             let look = Look::File(self.blobs.blob(digest), digest.clone());
-            (Content::Blob(digest.clone()), look)
+            let content = Content::Blob(digest.clone());
+            (format!("blob {digest}"), (content, look))
         });
-        let layers = layers
-            .into_iter()
-            .map(|chain| (Content::Layer(chain.clone()), Look::Tree(chain.clone())));
+        let layers = layers.into_iter().map(|chain| {
+            let content = Content::Layer(chain.clone());
+            (
+                format!("layer {chain}"),
+                (content, Look::Tree(chain.clone())),
+            )
+        });
         let records = index.images.values().map(|(record, _)| record);
         let modules = records.filter_map(|record| self.module_file(record));
         blobs.chain(layers).chain(modules).collect()
     }
 
     /// The file of a layer that an image runs.
-    fn module_file(&self, record: &Record) -> Option<(Content, Look)> {
+    fn module_file(&self, record: &Record) -> Option<(String, (Content, Look))> {
         let Program::ModuleFile { digest, file, .. } = &record.program else {
             return None;
         };
         let layers = record.chains.iter();
         let chain = layers.rev().find(|chain| file.starts_with(chain.hex()))?;
         let look = Look::File(self.blobs.layers().join(file), digest.clone());
-        Some((Content::Layer(chain.clone()), look))
+        let place = format!("module {}", file.display());
+        Some((place, (Content::Layer(chain.clone()), look)))
     }
 
     /// What is wrong with a layer. Errors: it cannot be read.

@@ -18,4 +18,4 @@ mod rules;
 mod stored;
 
 pub use rules::check_signature_policy;
-pub(crate) use rules::{Demands, Facts, for_image};
+pub(crate) use rules::{Demands, for_image};

@@ -10,24 +10,30 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::blobs::{Blobs, Part, blocking};
+use crate::blobs::{Blobs, Part, Temporary, blocking};
 use crate::config::ImagesConfig;
 use crate::error::Error;
 use crate::identity::{Candidate, drop_ambiguous_names};
 use crate::image::{FsInfo, Image};
 use crate::leases::Leases;
 use crate::manifest::PlatformPreference;
-use crate::metadata::{Change, LayerRecord, Loaded, Metadata, Record, Sources};
-use crate::preload::Preloaded;
+use crate::metadata::{Change, LayerRecord, Loaded, Metadata, Preloaded, Record, Sources};
 use crate::reference::{Digest, ImageId, ImageRef};
 use crate::singleflight::InFlightPulls;
-use crate::transfers::Transfers;
+use crate::transfers::{Transfer, TransferCounts, Transfers, UnpackObserver};
 use crate::unpack::UnpackerLauncher;
 
 /// The images of one node. Cheap to clone; clones are the same store.
 #[derive(Clone)]
 pub struct Images {
     pub(crate) inner: Arc<Inner>,
+}
+
+/// A layer that is unpacked below `tmp/`.
+pub(crate) struct LayerDraft {
+    pub(crate) chain: Digest,
+    pub(crate) draft: Temporary,
+    pub(crate) record: LayerRecord,
 }
 
 pub(crate) struct Inner {
@@ -130,6 +136,22 @@ impl Images {
             inodes_used,
         }
     }
+
+    /// The pulls and imports that are running, oldest first. `name` chooses those of one image, completed or short, or of
+    /// one archive; empty for all.
+    pub fn transfers(&self, name: &str) -> Vec<Transfer> {
+        self.inner.transfers.list(name)
+    }
+
+    /// What all transfers have done since the daemon started.
+    pub fn transfer_counts(&self) -> TransferCounts {
+        self.inner.transfers.counts()
+    }
+
+    /// Tells `observer` of each layer that is unpacked from now on, once.
+    pub fn observe_unpacking(&self, observer: UnpackObserver) {
+        self.inner.transfers.observe(observer);
+    }
 }
 
 impl Index {
@@ -197,6 +219,8 @@ impl Inner {
         let mut index = Index::default();
         let change = index.load(&loaded, &blobs, &config.pinned);
         metadata.commit(&change)?;
+        let (recorded, _) = index.referenced();
+        blobs.doubt(|digest| recorded.contains(digest))?;
         for layer in index.layers.values() {
             blobs.grow(Part::Layers, layer.usage());
         }
@@ -223,15 +247,29 @@ impl Inner {
             .is_some_and(|layer| layer.blob == *blob)
     }
 
-    /// Records an unpacked layer. Blocking.
-    pub(crate) fn record_layer(&self, chain: &Digest, record: LayerRecord) -> Result<(), Error> {
+    /// Gives synced drafts of layers their names and records them, at once. Blocking.
+    pub(crate) fn store_layers(&self, layers: Vec<LayerDraft>) -> Result<(), Error> {
+        let mut put_layers = Vec::with_capacity(layers.len());
+        for layer in layers {
+            let (chain, usage) = (layer.chain, layer.record.usage());
+            let is_ours = self.blobs.commit_layer(layer.draft, &chain, usage)?;
+            // A stored layer without a record is as good, and gets a record now.
+            if is_ours || !self.read().layers.contains_key(&chain) {
+                if !is_ours {
+                    self.blobs.grow(Part::Layers, usage);
+                }
+                put_layers.push((chain, layer.record));
+            }
+        }
+        // Those of a faster pull may not be synced yet.
+        self.blobs.sync_layers()?;
         let _writer = self.writer();
-        let put_layers = vec![(chain.clone(), record.clone())];
-        self.metadata.commit(&Change {
+        let change = Change {
             put_layers,
             ..Change::default()
-        })?;
-        self.write().layers.insert(chain.clone(), record);
+        };
+        self.metadata.commit(&change)?;
+        self.write().layers.extend(change.put_layers);
         Ok(())
     }
 

@@ -9,9 +9,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use crate::pull::Origin;
 use crate::reference::ImageRef;
-use crate::store::Images;
 
 /// How often a transfer that takes long is logged.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -75,12 +73,8 @@ pub(crate) enum Host {
 }
 
 impl Transfers {
-    /// Begins one; it ends when the last handle to it is dropped.
-    pub(crate) fn begin(&self, reference: String, origin: &Origin) -> Arc<Progress> {
-        let archive = match origin {
-            Origin::Registry(_) => None,
-            Origin::Archive(archive) => Some(archive.name().to_owned()),
-        };
+    /// Begins one, from a registry if there is no `archive`; it ends when the last handle to it is dropped.
+    pub(crate) fn begin(&self, reference: String, archive: Option<String>) -> Arc<Progress> {
         let progress = Arc::new(Progress {
             reference,
             archive,
@@ -119,6 +113,40 @@ impl Transfers {
         if let Some(observer) = self.observer.get() {
             observer(took);
         }
+    }
+
+    /// The running ones, oldest first, of one image or archive; empty for all.
+    pub(crate) fn list(&self, name: &str) -> Vec<Transfer> {
+        let completed = name.parse::<ImageRef>().map(|name| name.to_string());
+        let completed = completed.unwrap_or_default();
+        let fits = |transfer: &Transfer| {
+            name.is_empty()
+                || transfer.reference == completed
+                || transfer.archive.as_deref() == Some(name)
+        };
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = running.iter().filter_map(Weak::upgrade);
+        running
+            .map(|transfer| transfer.now())
+            .filter(fits)
+            .collect()
+    }
+
+    /// What all of them have done.
+    pub(crate) fn counts(&self) -> TransferCounts {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        TransferCounts {
+            from_registries: of(&self.from_registries),
+            from_mirrors: of(&self.from_mirrors),
+            from_archives: of(&self.from_archives),
+            unpacked_layers: of(&self.unpacked_layers),
+            reused_layers: of(&self.reused_layers),
+        }
+    }
+
+    /// Tells `observer` of each layer that is unpacked from now on, once.
+    pub(crate) fn observe(&self, observer: UnpackObserver) {
+        let _ = self.observer.set(observer);
     }
 }
 
@@ -191,44 +219,5 @@ impl Progress {
             unpacked_layers: self.unpacked.load(Ordering::Relaxed),
             elapsed: self.began.elapsed(),
         }
-    }
-}
-
-impl Images {
-    /// The pulls and imports that are running, oldest first. `name` chooses those of one image, completed or short, or of
-    /// one archive; empty for all.
-    pub fn transfers(&self, name: &str) -> Vec<Transfer> {
-        let completed = name.parse::<ImageRef>().map(|name| name.to_string());
-        let completed = completed.unwrap_or_default();
-        let fits = |transfer: &Transfer| {
-            name.is_empty()
-                || transfer.reference == completed
-                || transfer.archive.as_deref() == Some(name)
-        };
-        let running = &self.inner.transfers.running;
-        let running = running.lock().unwrap_or_else(PoisonError::into_inner);
-        let running = running.iter().filter_map(Weak::upgrade);
-        running
-            .map(|transfer| transfer.now())
-            .filter(fits)
-            .collect()
-    }
-
-    /// What all transfers have done since the daemon started.
-    pub fn transfer_counts(&self) -> TransferCounts {
-        let transfers = &self.inner.transfers;
-        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        TransferCounts {
-            from_registries: of(&transfers.from_registries),
-            from_mirrors: of(&transfers.from_mirrors),
-            from_archives: of(&transfers.from_archives),
-            unpacked_layers: of(&transfers.unpacked_layers),
-            reused_layers: of(&transfers.reused_layers),
-        }
-    }
-
-    /// Tells `observer` of each layer that is unpacked from now on, once.
-    pub fn observe_unpacking(&self, observer: UnpackObserver) {
-        let _ = self.inner.transfers.observer.set(observer);
     }
 }

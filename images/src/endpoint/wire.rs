@@ -16,8 +16,8 @@ use reqwest::{Client, Method, RequestBuilder, Response, Url};
 use super::address_policy::AddressPolicy;
 use super::client::{Connections, client, connect_timeout};
 use super::failure::{Failure, setup_failed};
-use super::is_loopback;
 use crate::error::Error;
+use crate::loopback::is_loopback;
 use crate::mirrors::Upstream;
 use crate::proxy::Proxies;
 

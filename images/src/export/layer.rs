@@ -13,47 +13,16 @@ use std::path::Path;
 
 use flate2::Compression;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, openat, readlinkat, statat};
-use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tar::{EntryType, Header};
 
-use super::layout::{Asking, Whole, descriptor};
+use super::layout::{Asking, Packed, Whole};
 use super::pax::{attributes, put_name, put_record, time, value};
 use super::room::Room;
-use crate::blobs::{Blobs, Temporary};
+use crate::blobs::Blobs;
 use crate::error::Error;
 use crate::reference::Digest;
 use crate::unpack::{OPAQUE, RATIO_FLOOR_BYTES};
-
-const GZIP_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
-
-/// A packed layer, deleted when this is dropped.
-pub(super) struct Packed {
-    /// The digest of the tar.
-    pub(super) diff_id: Digest,
-    /// The digest of the file.
-    pub(super) digest: Digest,
-    /// Bytes of the file.
-    pub(super) size: u64,
-    temporary: Temporary,
-}
-
-impl Packed {
-    /// How a manifest names it.
-    pub(super) fn descriptor(&self) -> Value {
-        descriptor(GZIP_LAYER, &self.digest, self.size)
-    }
-
-    /// It, open. Errors: none.
-    pub(super) fn file(&self) -> Result<&File, Error> {
-        self.temporary.file()
-    }
-
-    /// For messages.
-    pub(super) fn path(&self) -> &Path {
-        self.temporary.path()
-    }
-}
 
 /// Packs the layer in `directory` so that it unpacks to at most `max_ratio` times its size, as every import and pull demands:
 /// one of long runs of the same bytes is not compressed. `is_wanted` ends it early, by an error. Blocking.

@@ -11,8 +11,8 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::layer::Packed;
 use crate::archive::{FULL_NAME, REF_NAME};
+use crate::blobs::Temporary;
 use crate::error::Error;
 use crate::manifest::OCI_MANIFEST;
 use crate::metadata::{Program, Record};
@@ -22,6 +22,36 @@ const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const IMAGE_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const ARTIFACT_CONFIG: &str = "application/vnd.wasm.config.v0+json";
 const MODULE: &str = "application/wasm";
+
+const GZIP_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+/// A packed layer, deleted when this is dropped.
+pub(super) struct Packed {
+    /// The digest of the tar.
+    pub(super) diff_id: Digest,
+    /// The digest of the file.
+    pub(super) digest: Digest,
+    /// Bytes of the file.
+    pub(super) size: u64,
+    pub(super) temporary: Temporary,
+}
+
+impl Packed {
+    /// How a manifest names it.
+    pub(super) fn descriptor(&self) -> Value {
+        descriptor(GZIP_LAYER, &self.digest, self.size)
+    }
+
+    /// It, open. Errors: none.
+    pub(super) fn file(&self) -> Result<&File, Error> {
+        self.temporary.file()
+    }
+
+    /// For messages.
+    pub(super) fn path(&self) -> &Path {
+        self.temporary.path()
+    }
+}
 
 /// A layout that is being written.
 pub(super) struct Layout<W: Write> {

@@ -12,12 +12,13 @@ use std::path::Path;
 
 use super::Pull;
 use super::fetch::Want;
-use crate::blobs::{Blobs, Part, blocking};
+use super::layers::Ready;
+use crate::blobs::{Blobs, blocking};
 use crate::error::Error;
 use crate::manifest::ArtifactFile;
 use crate::metadata::{LayerRecord, Record};
 use crate::reference::Digest;
-use crate::store::Inner;
+use crate::store::{Inner, LayerDraft};
 use crate::unpack::Usage;
 
 /// Of files.
@@ -44,8 +45,9 @@ impl Pull {
         let (inner, files) = (self.inner.clone(), files.to_vec());
         record.chains = vec![chain.clone()];
         record.is_artifact = true;
-        let store = move || inner.store_files(&chain, &files);
-        blocking("storing the files of an artifact", store).await
+        let link = move || inner.link_files(&chain, &files);
+        let layer = blocking("linking the files of an artifact", link).await?;
+        self.store(layer.map(Ready::one).unwrap_or_default()).await
     }
 }
 
@@ -60,30 +62,29 @@ fn layer_name(files: &[ArtifactFile]) -> Digest {
 }
 
 impl Inner {
-    /// Stores the layer `chain` of these files, unless it is there. Blocking.
-    fn store_files(&self, chain: &Digest, files: &[ArtifactFile]) -> Result<(), Error> {
-        let Some(first) = files.first() else {
-            return Ok(());
+    /// Makes the layer `chain` of these files, unless it is there. Blocking.
+    fn link_files(
+        &self,
+        chain: &Digest,
+        files: &[ArtifactFile],
+    ) -> Result<Option<LayerDraft>, Error> {
+        let first = files.first();
+        let Some(first) = first.filter(|first| !self.has_layer(chain, &first.blob.digest)) else {
+            return Ok(None);
         };
-        if self.has_layer(chain, &first.blob.digest) {
-            return Ok(());
-        }
         let draft = self.blobs.layer_draft()?;
         let usage = link_all(&self.blobs, draft.path(), files)?;
-        let is_ours = self.blobs.commit_layer(draft, chain, usage)?;
-        if is_ours || !self.read().layers.contains_key(chain) {
-            if !is_ours {
-                self.blobs.grow(Part::Layers, usage);
-            }
-            let record = LayerRecord {
-                blob: first.blob.digest.clone(),
-                bytes: usage.bytes,
-                inodes: usage.inodes,
-                tree: None,
-            };
-            self.record_layer(chain, record)?;
-        }
-        Ok(())
+        let record = LayerRecord {
+            blob: first.blob.digest.clone(),
+            bytes: usage.bytes,
+            inodes: usage.inodes,
+            tree: None,
+        };
+        Ok(Some(LayerDraft {
+            chain: chain.clone(),
+            draft,
+            record,
+        }))
     }
 }
 

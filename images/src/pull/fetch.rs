@@ -20,6 +20,7 @@ use crate::draft::{BlobWriter, CHUNK_BYTES};
 use crate::endpoint::{ATTEMPTS, BACKOFF, BlobStream, Resume};
 use crate::error::{Error, Kind as ErrorKind};
 use crate::manifest::Blob;
+use crate::reference::Digest;
 use crate::registry::Registry;
 use crate::transfers::Host;
 use crate::verify::Verifier;
@@ -73,20 +74,37 @@ impl Want {
 }
 
 impl Pull {
-    /// Fetches all `wants`. After a failure no further fetch starts, but running ones complete: the next attempt will
-    /// need them.
+    /// Fetches all `wants`.
     pub(super) async fn fetch(&mut self, wants: Vec<Want>) -> Result<(), Error> {
-        for want in &wants {
+        self.expect(&wants);
+        self.fetch_expected(wants, |_| ()).await
+    }
+
+    /// Pins what will be fetched, and counts it.
+    pub(super) fn expect(&mut self, wants: &[Want]) {
+        for want in wants {
             self.pins.add(&want.blob.digest);
             self.progress.expect_bytes(want.blob.size);
         }
-        let (this, has_failed) = (&*self, &AtomicBool::new(false));
+    }
+
+    /// Fetches all `wants`, and says of each when it is here. After a failure no further fetch starts, but running ones
+    /// complete: the next attempt will need them.
+    pub(super) async fn fetch_expected(
+        &self,
+        wants: Vec<Want>,
+        is_here: impl Fn(Digest) + Sync,
+    ) -> Result<(), Error> {
+        let (is_here, has_failed) = (&is_here, &AtomicBool::new(false));
         let fetch = |want: Want| async move {
             if has_failed.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            let fetched = this.fetch_one(&want).await;
-            has_failed.fetch_or(fetched.is_err(), Ordering::Relaxed);
+            let fetched = self.fetch_one(&want).await;
+            match &fetched {
+                Ok(()) => is_here(want.blob.digest),
+                Err(_) => has_failed.store(true, Ordering::Relaxed),
+            }
             fetched
         };
         let fetched: Vec<_> = stream::iter(wants)

@@ -21,6 +21,14 @@ pub(crate) enum Origin {
 }
 
 impl Origin {
+    /// The name of the archive, if it is one.
+    pub(super) fn archive(&self) -> Option<String> {
+        match self {
+            Self::Registry(_) => None,
+            Self::Archive(archive) => Some(archive.name().to_owned()),
+        }
+    }
+
     /// The hosts that have answered, or the archive.
     pub(super) fn source(&self) -> String {
         match self {

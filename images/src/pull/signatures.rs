@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use super::{Origin, Pull, Resolved};
 use crate::error::Error;
 use crate::metadata::Record;
+use crate::record::Facts;
 use crate::reference::Target;
-use crate::signature::Facts;
 
 impl Pull {
     /// What a successful check has shown, for the image's record.

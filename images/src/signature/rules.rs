@@ -6,7 +6,6 @@
 //! counts only for a digest that the pull has verified; signatures are verified on a few threads that may block.
 //! Not here: requests, formats.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -22,15 +21,12 @@ use crate::blobs::blocking;
 use crate::config::{ImagesConfig, Limits};
 use crate::error::Error;
 use crate::metadata::Record;
+use crate::record::Facts;
 use crate::reference::{Digest, ImageRef};
 use crate::registry::Registry;
 
 /// Threads that verify signatures, for all pulls: a registry may send many, and a policy may have many keys.
 static VERIFIERS: Semaphore = Semaphore::const_new(2);
-
-/// What signatures have shown of an image, to be kept with it: a digest for each requirement and each key that has met it,
-/// over the key, the requirement's identity and the image's name.
-pub(crate) type Facts = BTreeSet<Digest>;
 
 /// What a policy demands of an image before it is pulled.
 #[derive(Debug, Default)]

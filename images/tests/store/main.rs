@@ -11,6 +11,7 @@ mod failure;
 mod hosts_toml;
 mod import;
 mod kinds;
+mod layers;
 mod limits;
 mod messages;
 mod platforms;

@@ -112,6 +112,36 @@ async fn images_whose_content_has_changed_are_dropped_and_can_be_pulled_again() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_check_that_was_interrupted_goes_on_where_it_was() {
+    let (registry, scratch) = (Registry::start().await, Scratch::new());
+    let images = open(&scratch.0).await;
+    let store = scratch.0.join("images");
+    let mut ids = Vec::new();
+    for tag in ["config", "layer"] {
+        let parts = linux(tag);
+        registry.image("app", tag, &parts).await;
+        let name = format!("{}/app:{tag}", registry.host);
+        let image = pull(&images, &name).await.unwrap();
+        ids.push(image.id.clone());
+        match tag {
+            "config" => flip(
+                &store
+                    .join("blobs/sha256")
+                    .join(Digest::of(&parts.config.1).hex()),
+            ),
+            _ => fs::write(layer(&image).join("bin/app"), "").unwrap(),
+        }
+    }
+    // Blobs come before layers.
+    fs::write(store.join("checked"), "layer").unwrap();
+    assert_eq!(images.check_content().await.unwrap(), [ids[1].clone()]);
+    assert_eq!(fs::read(store.join("checked")).unwrap(), b"");
+    let pause = images.pause_before_check().await.unwrap();
+    assert!(pause > Duration::from_secs(80_000), "{pause:?}");
+    assert_eq!(images.check_content().await.unwrap(), [ids[0].clone()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn broken_content_in_use_stays_for_its_containers_and_is_given_to_no_other() {
     let (registry, scratch) = (Registry::start().await, Scratch::new());
     let images = open(&scratch.0).await;

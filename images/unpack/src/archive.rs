@@ -12,6 +12,7 @@ use std::io::{self, Read};
 
 use tar::{EntryType, Header};
 
+use crate::pax::{self, bad, number};
 use crate::sparse::{self, Sparse};
 use crate::time::Time;
 
@@ -215,14 +216,14 @@ impl<R: Read> Archive<R> {
 impl Extensions {
     fn read_pax(&mut self, mut data: &[u8]) -> io::Result<()> {
         while !data.is_empty() {
-            let (key, value) = pax_record(&mut data)?;
+            let (key, value) = pax::record(&mut data)?;
             match key {
                 b"path" => self.path = Some(value.to_vec()),
                 b"linkpath" => self.link = Some(value.to_vec()),
                 b"size" => self.size = Some(number(value)?),
                 b"uid" => self.uid = Some(number(value)?),
                 b"gid" => self.gid = Some(number(value)?),
-                b"mtime" => self.mtime = Some(pax_time(value)?),
+                b"mtime" => self.mtime = Some(pax::time(value)?),
                 _ => {
                     if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
                         self.sparse.read(key, value)?;
@@ -355,38 +356,4 @@ fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(at)
-}
-
-/// Takes one record, `LENGTH KEY=VALUE\n`, from the front of an extended header: key, value. The length alone says where it
-/// ends: values of attributes have any bytes, line feeds included.
-fn pax_record<'a>(data: &mut &'a [u8]) -> io::Result<(&'a [u8], &'a [u8])> {
-    let malformed = || bad("a PAX record is malformed");
-    let digits = data.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let length = number(&data[..digits]).ok();
-    let length = length.and_then(|length| usize::try_from(length).ok());
-    let record = length.and_then(|length| data.get(..length));
-    let (record, length) = record.zip(length).ok_or_else(malformed)?;
-    let record = record
-        .get(digits..)
-        .and_then(|rest| rest.strip_prefix(b" "));
-    let record = record.and_then(|rest| rest.strip_suffix(b"\n"));
-    let record = record.ok_or_else(malformed)?;
-    let equals = record.iter().position(|byte| *byte == b'=');
-    let equals = equals.filter(|at| *at > 0).ok_or_else(malformed)?;
-    *data = &data[length..];
-    Ok((&record[..equals], &record[equals + 1..]))
-}
-
-pub(crate) fn number(value: &[u8]) -> io::Result<u64> {
-    let text = std::str::from_utf8(value).ok();
-    text.and_then(|text| text.parse().ok())
-        .ok_or_else(|| bad("a PAX number is not a number"))
-}
-
-fn pax_time(value: &[u8]) -> io::Result<Time> {
-    Time::from_pax(value).ok_or_else(|| bad("a PAX time is not a number"))
-}
-
-pub(crate) fn bad(problem: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, problem.to_owned())
 }

@@ -18,6 +18,7 @@ mod archive;
 pub mod fuzzing;
 mod layer;
 mod meter;
+mod pax;
 mod sparse;
 mod time;
 mod tree;

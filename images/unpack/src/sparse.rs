@@ -9,7 +9,7 @@ use std::io;
 
 use tar::GnuSparseHeader;
 
-use crate::archive::{bad, number};
+use crate::pax::{bad, number};
 
 /// A sparse file.
 #[derive(Debug, PartialEq, Eq)]

@@ -14,10 +14,7 @@ use super::error::Error;
 use super::files;
 use super::kill::{KillList, STEP, Target};
 use super::v1::V1;
-use super::{Cgroup, Layout, REMOVE_TIMEOUT};
-
-/// Prefix of a leaf's name.
-pub(super) const PREFIX: &str = "exec-";
+use super::{Cgroup, LEAF_PREFIX, Layout, REMOVE_TIMEOUT};
 
 /// The cgroup of one exec. Dropping it leaves the cgroup alone.
 #[derive(Clone, Debug)]
@@ -36,7 +33,7 @@ impl ExecLeaf {
     /// See [`Cgroup::exec_leaf`].
     pub(super) fn create(container: &Cgroup, name: &str) -> Result<Self, Error> {
         check_name(name)?;
-        let name = format!("{PREFIX}{name}");
+        let name = format!("{LEAF_PREFIX}{name}");
         let mut leaf = Self {
             container: container.clone(),
             path: format!("{}/{name}", container.path()),

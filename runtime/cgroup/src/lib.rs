@@ -49,6 +49,9 @@ use coracle_spec::CgroupMount;
 /// How long [`Cgroup::remove`] tries while the kernel returns EBUSY.
 pub const REMOVE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How the names of the cgroups of execs begin.
+const LEAF_PREFIX: &str = "exec-";
+
 /// The cgroup version of this node's controllers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {

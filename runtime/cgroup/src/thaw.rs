@@ -14,9 +14,8 @@ use rustix::io::Errno;
 
 use super::error::Error;
 use super::files;
-use super::leaf::PREFIX;
 use super::walk;
-use super::{Cgroup, Layout};
+use super::{Cgroup, LEAF_PREFIX, Layout};
 
 /// The name of the mark.
 const MARK: &str = "coracle-killing";
@@ -74,7 +73,10 @@ impl Cgroup {
         let entries = fs::read_dir(&freezer).into_iter().flatten().flatten();
         for entry in entries.take(MOST) {
             let name = entry.file_name();
-            let Some(name) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else {
+            let Some(name) = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(LEAF_PREFIX))
+            else {
                 continue;
             };
             if is_marked(&entry.path()) {

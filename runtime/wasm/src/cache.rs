@@ -242,6 +242,7 @@ impl CompileCache {
         let file = self.temporary().during(what)?;
         (&file.file).write_all(&label).during(what)?;
         file.rename(&label_path).during(what)?;
+        self.is_labelled_anew(&at);
         let unverified = || format!("{}: the entry just written does not verify", what());
         let stored = self.find(hash, digest)?;
         let stored = stored.ok_or_else(|| Error::new(Kind::Bug, unverified()))?;

@@ -7,8 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::check::directory;
-use super::values::{Invalid, invalid, plain_absolute};
+use super::values::{Invalid, directory, invalid, plain_absolute};
 
 /// Most directories, and most programs.
 const MOST: usize = 16;

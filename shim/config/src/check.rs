@@ -6,11 +6,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use super::file::{CgroupFile, ConfigFile, Ipv6, LogFile, NetworkFile, SandboxFile};
 use super::subnet::Subnet;
-use super::values::{Invalid, invalid, plain_absolute, within};
+use super::values::{Invalid, MIB, TIB, directory, invalid, plain_absolute, seconds, within};
 use super::{
     Cgroup, Config, Log, Network, Sandbox, cdi, egress, exec, handlers, helpers, images, metrics,
     nri, streaming, tracing, wasm,
@@ -20,9 +19,6 @@ use super::{
 const HOST_IDS: u64 = u32::MAX as u64;
 /// Longest path of a unix socket. Bytes; the kernel's 108 less the final zero.
 const SOCKET_PATH_BYTES: usize = 107;
-pub(super) const KIB: u64 = 1 << 10;
-pub(super) const MIB: u64 = 1 << 20;
-pub(super) const TIB: u64 = 1 << 40;
 
 /// Checks every value; the first wrong one is the error.
 pub(super) fn check(file: &ConfigFile) -> Result<Config, Invalid> {
@@ -77,16 +73,6 @@ fn log(file: &LogFile) -> Result<Log, Invalid> {
     })
 }
 
-pub(super) fn directory(key: &'static str, path: &Path) -> Result<PathBuf, Invalid> {
-    match plain_absolute(path) {
-        Some(path) => Ok(path),
-        None => invalid(
-            key,
-            format!("is {path:?}, must be an absolute directory below / without `..`"),
-        ),
-    }
-}
-
 fn socket(path: &Path) -> Result<PathBuf, Invalid> {
     let key = "socket";
     let Some(plain) = plain_absolute(path) else {
@@ -112,10 +98,6 @@ fn socket(path: &Path) -> Result<PathBuf, Invalid> {
         );
     }
     Ok(plain)
-}
-
-pub(super) fn seconds(key: &'static str, value: u64) -> Result<Duration, Invalid> {
-    within(key, value, 1..=3_600).map(Duration::from_secs)
 }
 
 fn cgroup(file: &CgroupFile) -> Result<Cgroup, Invalid> {
@@ -166,8 +148,8 @@ fn network(file: &NetworkFile, run: &Path) -> Result<Network, Invalid> {
             .map(|port| (*port, *port))
             .collect(),
         name_servers: name_servers(&file.name_servers)?,
-        internal: egress::internal(file)?,
-        nat64_prefixes: egress::nat64_prefixes(file)?,
+        internal: egress::internal(&file.internal_domains, &file.internal_networks)?,
+        nat64_prefixes: egress::nat64_prefixes(&file.nat64_prefixes)?,
         interface_prefix: interface_prefix(&file.interface_prefix)?,
         netns_dir: match file.netns_dir.as_os_str().is_empty() {
             true => run.join("netns"),

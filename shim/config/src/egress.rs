@@ -9,20 +9,18 @@ use coracle_spec::egress::{Cidr, Form, Internal, domain};
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::file::NetworkFile;
 use super::values::Invalid;
 
 /// What is internal. Errors: text that is no domain or no network.
-pub(super) fn internal(file: &NetworkFile) -> Result<Internal, Invalid> {
+pub(super) fn internal(domains: &[String], networks: &[String]) -> Result<Internal, Invalid> {
     let refused = |key: &'static str, text: &str, why: String| Invalid {
         key: key.into(),
         why: format!("has {text:?}, which {why}"),
     };
-    let domains = file
-        .internal_domains
+    let domains = domains
         .iter()
         .map(|text| domain(text).map_err(|why| refused("network.internal_domains", text, why)));
-    let networks = file.internal_networks.iter().map(|text| {
+    let networks = networks.iter().map(|text| {
         let network = text.parse();
         network.map_err(|why| refused("network.internal_networks", text, why))
     });
@@ -33,12 +31,12 @@ pub(super) fn internal(file: &NetworkFile) -> Result<Internal, Invalid> {
 }
 
 /// The prefixes of NAT64 translators. Errors: text that is none.
-pub(super) fn nat64_prefixes(file: &NetworkFile) -> Result<Vec<Cidr>, Invalid> {
+pub(super) fn nat64_prefixes(prefixes: &[String]) -> Result<Vec<Cidr>, Invalid> {
     let refused = |text: &str, why: String| Invalid {
         key: "network.nat64_prefixes".into(),
         why: format!("has {text:?}, which {why}"),
     };
-    let prefixes = file.nat64_prefixes.iter().map(|text| {
+    let prefixes = prefixes.iter().map(|text| {
         let prefix: Cidr = text.parse().map_err(|why| refused(text, why))?;
         match Form::of_translator(prefix) {
             Some(_) => Ok(prefix),

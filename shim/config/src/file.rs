@@ -12,6 +12,7 @@ mod images;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::values::RUN;
 use coracle_spec::egress::Internal;
 use serde::{Deserialize, Serialize};
 
@@ -27,8 +28,6 @@ pub use images::ImagesFile;
 
 /// Default of `root`.
 pub const ROOT: &str = "/var/lib/coracle";
-/// Default of `run`.
-pub const RUN: &str = "/run/coracle";
 /// Default of `images.registry_config`.
 pub const REGISTRY_CONFIG: &str = "/etc/coracle/certs.d";
 /// Default of `images.preload_dir`.

@@ -7,9 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Images;
-use super::check::{KIB, MIB, TIB, directory, seconds};
 use super::file::ImagesFile;
-use super::values::{Invalid, invalid, plain_absolute, within};
+use super::values::{Invalid, KIB, MIB, TIB, directory, invalid, plain_absolute, seconds, within};
 
 /// Where the proxies for registries come from.
 #[derive(Clone, PartialEq, Eq)]

@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::file::RUN;
-use super::values::{Invalid, invalid};
+use super::values::{Invalid, RUN, invalid};
 
 /// What `nri.reject` can name; a test of the shim holds it against what the `nri` crate knows.
 pub const NRI_FIELDS: [&str; 20] = [

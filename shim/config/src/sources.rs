@@ -153,7 +153,7 @@ pub(super) fn run_of(sources: &[Source]) -> PathBuf {
     let run = tables
         .filter_map(|table| Some(PathBuf::from(table.get("run")?.as_str()?)))
         .next();
-    run.unwrap_or_else(|| PathBuf::from(super::file::RUN))
+    run.unwrap_or_else(|| PathBuf::from(super::values::RUN))
 }
 
 /// What all files set together, and where.

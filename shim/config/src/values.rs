@@ -4,6 +4,14 @@
 
 use std::borrow::Cow;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+/// Default of `run`, on which the default of another setting depends.
+pub(super) const RUN: &str = "/run/coracle";
+
+pub(super) const KIB: u64 = 1 << 10;
+pub(super) const MIB: u64 = 1 << 20;
+pub(super) const TIB: u64 = 1 << 40;
 
 /// A setting and what is wrong with its value; reads as a sentence, `KEY WHY`.
 #[derive(Debug, PartialEq, Eq)]
@@ -47,4 +55,20 @@ pub(super) fn within(
         key,
         format!("is {value}, must be {} to {}", range.start(), range.end()),
     )
+}
+
+/// A directory that is the value of `key`.
+pub(super) fn directory(key: &'static str, path: &Path) -> Result<PathBuf, Invalid> {
+    match plain_absolute(path) {
+        Some(path) => Ok(path),
+        None => invalid(
+            key,
+            format!("is {path:?}, must be an absolute directory below / without `..`"),
+        ),
+    }
+}
+
+/// A time that is the value of `key`, at most an hour.
+pub(super) fn seconds(key: &'static str, value: u64) -> Result<Duration, Invalid> {
+    within(key, value, 1..=3_600).map(Duration::from_secs)
 }

@@ -4,9 +4,8 @@
 
 use std::time::Duration;
 
-use super::check::{KIB, MIB, TIB, seconds};
 use super::file::WasmFile;
-use super::values::{Invalid, within};
+use super::values::{Invalid, KIB, MIB, TIB, seconds, within};
 
 /// Limits of the module compiler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

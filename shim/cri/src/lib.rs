@@ -19,6 +19,7 @@ mod events;
 mod exec;
 mod images;
 mod metrics;
+mod node;
 mod own_call;
 mod pods;
 pub mod policy;
@@ -51,9 +52,9 @@ use tonic::transport::Server;
 use tonic::{Code, Request, Response, Status};
 use tracing::{debug, info, warn};
 
+pub use self::node::{CgroupDriver, Node};
 pub use self::own_call::call_self;
 use self::policy::Policies;
-pub use self::runtime::{CgroupDriver, Node};
 pub use self::socket::Socket;
 use self::status::Failure;
 

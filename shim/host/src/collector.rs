@@ -144,13 +144,19 @@ impl Host {
         }
     }
 
-    /// Looks for images that are not what was stored, once, after the leases are there.
+    /// Looks for images that are not what was stored, once a day, after the leases are there.
     async fn check_images(self: Arc<Self>) {
-        match self.parts.images.check_content().await {
-            Ok(dropped) => tracing::debug!(dropped = dropped.len(), "stored images are checked"),
-            Err(error) => {
-                let error = Error::because(Kind::Io, "check stored images", error);
-                tracing::error!(error = error.chain(), "stored images were not checked");
+        let images = &self.parts.images;
+        while let Ok(pause) = images.pause_before_check().await {
+            tokio::time::sleep(pause).await;
+            match images.check_content().await {
+                Ok(dropped) => {
+                    tracing::debug!(dropped = dropped.len(), "stored images are checked");
+                }
+                Err(error) => {
+                    let error = Error::because(Kind::Io, "check stored images", error);
+                    tracing::error!(error = error.chain(), "stored images were not checked");
+                }
             }
         }
     }

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde_json::json;
 
 use crate::error::Error;
-use crate::pack::{MANIFEST, Packed, descriptor, digest};
+use crate::oci::{MANIFEST, Packed, descriptor, digest};
 
 /// Writes the image `reference` to `path`: a tar if it ends in .tar or is -, else a new directory.
 pub(crate) fn write(path: &Path, reference: &str, packed: &Packed) -> Result<(), Error> {

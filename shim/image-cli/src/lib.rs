@@ -11,6 +11,7 @@ mod error;
 mod export;
 mod layout;
 mod module;
+mod oci;
 mod pack;
 mod plug;
 mod print;

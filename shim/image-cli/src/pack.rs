@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
 use crate::error::Error;
 use crate::module::Module;
+use crate::oci::{MANIFEST, Packed, descriptor, digest};
 use crate::plug::{self, Part};
 use crate::print::Output;
 use crate::registry::{Registries, RegistryArgs};
@@ -22,8 +22,6 @@ use crate::{layout, push};
 
 /// The largest module that is packed, and the largest that is plugged into it. Bytes.
 const MAX_MODULE_BYTES: u64 = 1 << 30;
-/// Media type of manifests.
-pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 /// Media types of the config and the layer of an artifact.
 const ARTIFACT_CONFIG: &str = "application/vnd.wasm.config.v0+json";
 const MODULE: &str = "application/wasm";
@@ -69,13 +67,6 @@ pub enum Form {
     Artifact,
     /// A wasi/wasm image with the module as /app.wasm, for runtimes that know no artifacts
     Image,
-}
-
-/// An image in memory.
-pub(crate) struct Packed {
-    pub(crate) manifest: Vec<u8>,
-    /// Config and layer.
-    pub(crate) blobs: Vec<Vec<u8>>,
 }
 
 /// Packs a file and writes or pushes the image. Errors: it is no module, or cannot be read, written or pushed.
@@ -194,21 +185,4 @@ fn tar(module: &[u8]) -> Result<Vec<u8>, Error> {
     tar.append_data(&mut header, "app.wasm", module)
         .map_err(failed)?;
     tar.into_inner().map_err(failed)
-}
-
-/// `sha256:` and the hex digits of these bytes.
-pub(crate) fn digest(bytes: &[u8]) -> String {
-    shown(&Sha256::digest(bytes))
-}
-
-/// A digest as it is written.
-pub(crate) fn shown(hash: &[u8]) -> String {
-    hash.iter().fold(String::from("sha256:"), |text, byte| {
-        format!("{text}{byte:02x}")
-    })
-}
-
-/// How a manifest or an index names a blob.
-pub(crate) fn descriptor(media_type: &str, bytes: &[u8]) -> Value {
-    json!({"mediaType": media_type, "digest": digest(bytes), "size": bytes.len()})
 }

@@ -17,7 +17,7 @@ use serde_json::json;
 use crate::client::Client;
 use crate::error::Error;
 use crate::export::{self, Received};
-use crate::pack::{MANIFEST, Packed, digest};
+use crate::oci::{MANIFEST, Packed, digest};
 use crate::print::Output;
 use crate::progress::{Count, counted};
 use crate::registry::{Registries, RegistryArgs, Repository};

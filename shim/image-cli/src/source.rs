@@ -19,7 +19,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::error::Error;
-use crate::pack::{digest, shown};
+use crate::oci::{digest, shown};
 
 /// The largest manifest or index. Bytes.
 const MAX_DOCUMENT_BYTES: u64 = 4 << 20;

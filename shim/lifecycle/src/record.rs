@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::config::{ContainerConfig, HandlerSettings, NamespaceMode, SandboxConfig};
 use super::error::{Error, Kind};
 use super::state::{ContainerPhase, Ended, PodPhase};
-use super::view::{ContainerState, ContainerView, PodView, UNREADABLE_REASON};
+use super::view::{ContainerKind, ContainerState, ContainerView, PodView, UNREADABLE_REASON};
 
 /// A pod on disk.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -112,6 +112,15 @@ pub enum Payload {
     Wasm(WasmPlan),
     /// A program of a Linux image.
     Linux(LinuxPlan),
+}
+
+impl From<&Payload> for ContainerKind {
+    fn from(payload: &Payload) -> ContainerKind {
+        match payload {
+            Payload::Wasm(_) => ContainerKind::Wasm,
+            Payload::Linux(_) => ContainerKind::Linux,
+        }
+    }
 }
 
 /// The part of a [`Plan`] that only WebAssembly has.

@@ -15,7 +15,6 @@ use coracle_spec::id::{ContainerId, PodId};
 use tokio::sync::broadcast;
 
 use super::config::{ContainerConfig, SandboxConfig};
-use super::record::Payload;
 
 /// `reason` of a container whose record cannot be used.
 pub const UNREADABLE_REASON: &str = "RecordUnreadable";
@@ -65,15 +64,6 @@ impl ContainerKind {
         match self {
             ContainerKind::Wasm => "wasm",
             ContainerKind::Linux => "linux",
-        }
-    }
-}
-
-impl From<&Payload> for ContainerKind {
-    fn from(payload: &Payload) -> ContainerKind {
-        match payload {
-            Payload::Wasm(_) => ContainerKind::Wasm,
-            Payload::Linux(_) => ContainerKind::Linux,
         }
     }
 }

@@ -77,15 +77,6 @@ impl ServerState {
     }
 }
 
-/// The first part of a session's URL.
-pub fn name(session: &Session) -> &'static str {
-    match session {
-        Session::Exec(_) => "exec",
-        Session::Attach(_) => "attach",
-        Session::Forward(_) => "portforward",
-    }
-}
-
 /// Answers one request.
 pub async fn answer(
     state: Arc<ServerState>,
@@ -182,7 +173,9 @@ async fn upgrade(request: Request<Incoming>, made: Made, protocol: Protocol, ses
 /// The session that the URL's token was issued for; `None` if the URL names another kind of session.
 fn redeem(tokens: &Tokens, path: &str) -> Option<Session> {
     let (kind, token) = path.strip_prefix('/')?.split_once('/')?;
-    tokens.redeem(token).filter(|session| name(session) == kind)
+    tokens
+        .redeem(token)
+        .filter(|session| session.name() == kind)
 }
 
 /// Why a session is refused.

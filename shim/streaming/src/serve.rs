@@ -6,7 +6,7 @@
 use super::connection::Upgraded;
 use super::counters::Counted;
 use super::websocket::{self, Subprotocol};
-use super::{Session, forward, http, remote};
+use super::{Session, forward, remote};
 
 /// The negotiated protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ impl Protocol {
 
 /// Serves `session` to its end.
 pub async fn serve(upgraded: Upgraded, protocol: Protocol, session: Session) {
-    let counted = Counted::begin(http::name(&session), protocol.name());
+    let counted = Counted::begin(session.name(), protocol.name());
     let program = match session {
         Session::Exec(program) | Session::Attach(program) => program.counted(&counted),
         Session::Forward(ports) => {

@@ -82,7 +82,7 @@ impl Server {
 
     /// A URL that opens the session, once, within a minute. Errors: too many sessions wait for their clients.
     pub fn offer(&self, session: Session) -> Result<String, Refused> {
-        let kind = http::name(&session);
+        let kind = session.name();
         let token = self.tokens.issue(session)?;
         Ok(format!("{}/{kind}/{token}", self.base))
     }

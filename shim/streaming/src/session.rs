@@ -29,6 +29,15 @@ pub enum Session {
 }
 
 impl Session {
+    /// The first part of its URL.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Session::Exec(_) => "exec",
+            Session::Attach(_) => "attach",
+            Session::Forward(_) => "portforward",
+        }
+    }
+
     /// Whose it is.
     pub(super) fn owner(&self) -> &Owner {
         match self {

@@ -7,7 +7,8 @@ use std::io::{self, Read};
 
 use tar::{EntryType, GnuExtSparseHeader, Header};
 
-use super::{Archive, BLOCK, Extensions, bad, fill, number};
+use super::{Archive, BLOCK, Extensions, fill};
+use crate::pax::{bad, number};
 use crate::sparse::{Sparse, add_places};
 
 impl<R: Read> Archive<R> {

@@ -28,13 +28,15 @@ pub(super) struct Kept {
     files: AtomicU64,
 }
 
-/// Since the daemon's start.
+/// What is known of an entry since the daemon's start.
 #[derive(Clone, Debug, Default)]
 struct Wanted {
-    /// When it was asked for last: later numbers are later.
-    last: u64,
+    /// When it was asked for last: later numbers are later. `None` if nobody has.
+    last: Option<u64>,
     /// Who asked for it.
     by: BTreeSet<String>,
+    /// For whom it was compiled, as its label says; `None` as long as nobody had to know.
+    labelled: Option<BTreeSet<String>>,
 }
 
 /// An entry that may go.
@@ -84,7 +86,7 @@ impl CompileCache {
     pub(super) fn is_wanted(&self, at: &EntryKey) {
         let now = self.serial.fetch_add(1, Ordering::Relaxed);
         let mut wanted = lock(&self.kept.wanted);
-        wanted.entry(at.clone()).or_default().last = now;
+        wanted.entry(at.clone()).or_default().last = Some(now);
     }
 
     /// `tenant` has asked for an entry.
@@ -94,6 +96,13 @@ impl CompileCache {
         let by = &mut wanted.entry(at.clone()).or_default().by;
         if by.len() < MAX_TENANTS && !by.contains(tenant) {
             by.insert(tenant.to_owned());
+        }
+    }
+
+    /// An entry gets another label.
+    pub(super) fn is_labelled_anew(&self, at: &EntryKey) {
+        if let Some(known) = lock(&self.kept.wanted).get_mut(at) {
+            known.labelled = None;
         }
     }
 
@@ -134,15 +143,16 @@ impl CompileCache {
 
     /// The entries, with what is known of who wanted them. Blocks.
     fn candidates(&self, entries: HashMap<EntryKey, Entry>) -> Vec<Candidate> {
-        let wanted = lock(&self.kept.wanted).clone();
+        let mut wanted = lock(&self.kept.wanted).clone();
         let candidate = |(at, entry): (EntryKey, Entry)| {
-            let known = wanted.get(&at);
-            let mut tenants = known.map(|known| known.by.clone()).unwrap_or_default();
-            if tenants.is_empty() {
-                tenants = self.labelled_tenants(&at);
-            }
+            let known = wanted.remove(&at).unwrap_or_default();
+            let tenants = match (known.by.is_empty(), known.labelled) {
+                (false, _) => known.by,
+                (true, Some(labelled)) => labelled,
+                (true, None) => self.labelled_tenants(&at),
+            };
             Candidate {
-                wanted: known.map(|known| known.last),
+                wanted: known.last,
                 bytes: entry.bytes,
                 written: entry.written,
                 tenants,
@@ -152,12 +162,18 @@ impl CompileCache {
         entries.into_iter().map(candidate).collect()
     }
 
-    /// For whom an entry was compiled; nobody, if it does not say. Blocks.
+    /// For whom an entry was compiled, to be read once; nobody, if it does not say. Blocks.
     fn labelled_tenants(&self, at: &EntryKey) -> BTreeSet<String> {
         let (_, label) = self.paths(&at.0, &at.1);
         let label = fs::read(label).ok();
         let label: Option<Label> = label.and_then(|text| serde_json::from_slice(&text).ok());
-        label.into_iter().flat_map(|label| label.tenants).collect()
+        let Some(label) = label else {
+            return BTreeSet::new();
+        };
+        let tenants: BTreeSet<String> = label.tenants.into_iter().collect();
+        let mut wanted = lock(&self.kept.wanted);
+        wanted.entry(at.clone()).or_default().labelled = Some(tenants.clone());
+        tenants
     }
 
     fn evict(&self, gone: &Candidate, allowed: u64) {
@@ -322,6 +338,40 @@ mod tests {
             assert!(has(&cache, 0) && has(&cache, 1), "{number} pushed them out");
         }
         assert!(has(&cache, 35) && !has(&cache, 30));
+    }
+
+    #[test]
+    fn an_eviction_reads_no_label_again() {
+        let (scratch, cache) = cache("labels");
+        let of = |number| format!("tenant-{number}");
+        for number in 0..4 {
+            cache.is_wanted_by(&entry(number), &of(number));
+            store(&cache, &entry(number));
+        }
+        let limits = *lock(&cache.limits);
+        let again = CompileCache::open(&scratch.0, limits, Permits::new(1, 1 << 30)).unwrap();
+        let tenants = || {
+            let candidates = again.candidates(again.measure().unwrap());
+            let of = |one: Candidate| (one.at, one.tenants, one.wanted);
+            candidates.into_iter().map(of).collect::<BTreeSet<_>>()
+        };
+        let read = tenants();
+        for number in 0..4 {
+            let at = entry(number);
+            fs::write(again.paths(&at.0, &at.1).1, "{}").unwrap();
+            let known = (at, BTreeSet::from([of(number)]), None);
+            assert!(read.contains(&known), "{read:?}");
+        }
+        assert_eq!(tenants(), read);
+        // One that is written anew says something new.
+        again.is_wanted_by(&entry(0), "other");
+        store(&again, &entry(0));
+        lock(&again.kept.wanted)
+            .get_mut(&entry(0))
+            .unwrap()
+            .by
+            .clear();
+        assert!(tenants().iter().any(|(_, of, _)| of.contains("other")));
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use coracle_proto::runtime::v1 as cri;
 use serde_json::json;
 
+use crate::node::{CgroupDriver, Node};
 use crate::policy::Policies;
-use crate::runtime::{CgroupDriver, Node};
 
 /// The version of the kubelet's own runtime interface, the only value that it accepts.
 const KUBELET_API_VERSION: &str = "0.1.0";
