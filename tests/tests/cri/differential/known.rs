@@ -26,6 +26,14 @@ pub const KNOWN: &[Known] = &[
         "The root is made for the container, with nothing of the node mounted in it; runc sets what containerd asks for, rslave.",
     ),
     known(
+        ["crun", "*", "mount /"],
+        [
+            "overlay relatime,* private *volatile*",
+            "overlay relatime,* private *",
+        ],
+        "A writable layer lasts no longer than its container, so nothing waits until it is on a disk; containerd has that as an option.",
+    ),
+    known(
         ["runc", "*", "mount /sys/fs/cgroup/*"],
         ["cgroup * private *", "cgroup * slave *"],
         "Nothing that the node mounts in a hierarchy of cgroups has to show in a container.",
