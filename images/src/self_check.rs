@@ -28,8 +28,8 @@ use crate::verify::Verifier;
 
 /// How much of a blob is read at a time. Bytes.
 const SLICE: u64 = 4 << 20;
-/// How often it is noted how far it is.
-const NOTE_INTERVAL: Duration = Duration::from_secs(10);
+/// How often the place of a check is saved.
+const SAVE_INTERVAL: Duration = Duration::from_secs(10);
 /// How long it rests after each step, as a multiple of the step.
 const REST: u32 = 3;
 
@@ -79,23 +79,23 @@ impl Images {
             }
             Ok(content)
         });
-        let note = async |place: String| {
+        let save = async |place: String| {
             let file = file.clone();
-            let note = move || {
-                progress::note(&file, &place);
+            let save = move || {
+                progress::save(&file, &place);
                 Ok(())
             };
-            blocking("noting a check", note).await
+            blocking("saving the place of a check", save).await
         };
-        let (mut dropped, mut noted) = (BTreeSet::new(), Instant::now());
+        let (mut dropped, mut saved) = (BTreeSet::new(), Instant::now());
         for (place, (content, look)) in content.await? {
             dropped.extend(self.inner.check_one(content, look).await?);
-            if noted.elapsed() >= NOTE_INTERVAL {
-                note(place).await?;
-                noted = Instant::now();
+            if saved.elapsed() >= SAVE_INTERVAL {
+                save(place).await?;
+                saved = Instant::now();
             }
         }
-        note(String::new()).await?;
+        save(String::new()).await?;
         Ok(dropped.into_iter().collect())
     }
 }

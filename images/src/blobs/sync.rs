@@ -55,7 +55,10 @@ impl Blobs {
     }
 
     /// From now on, of the blobs that are here those that no record names count as perhaps cut. Blocking. Errors: the disk fails.
-    pub(crate) fn doubt(&self, is_recorded: impl Fn(&Digest) -> bool) -> Result<(), Error> {
+    pub(crate) fn mark_unverified(
+        &self,
+        is_recorded: impl Fn(&Digest) -> bool,
+    ) -> Result<(), Error> {
         let mut held = self.unsynced.blobs();
         let stored = self.stored_blobs()?.into_iter();
         let doubtful = stored.filter(|digest| !is_recorded(digest));

@@ -25,12 +25,12 @@ pub(super) fn place(file: &Path) -> Option<String> {
     place.filter(|place| !place.is_empty())
 }
 
-/// Notes what was checked last; empty for all.
-pub(super) fn note(file: &Path, place: &str) {
+/// Saves what was checked last; empty for all.
+pub(super) fn save(file: &Path, place: &str) {
     let new = file.with_extension("new");
     let written = fs::write(&new, place).and_then(|()| fs::rename(&new, file));
     if let Err(error) = written {
-        tracing::debug!(file = %file.display(), %error, "how far the check of images is was not noted");
+        tracing::debug!(file = %file.display(), %error, "the place of the check of images was not saved");
     }
 }
 
@@ -58,12 +58,12 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let file = file(scratch.path());
         assert_eq!((pause(&file), place(&file)), (SETTLE, None));
-        note(&file, "blob 5");
+        save(&file, "blob 5");
         assert_eq!(
             (pause(&file), place(&file)),
             (SETTLE, Some("blob 5".into()))
         );
-        note(&file, "");
+        save(&file, "");
         assert!(pause(&file) > INTERVAL - SETTLE && place(&file).is_none());
         let written = |at: SystemTime| {
             let file = fs::File::options().write(true).open(&file).unwrap();

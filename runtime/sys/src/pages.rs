@@ -52,7 +52,7 @@ pub struct Held {
     /// Those that are written between two forks.
     written: Pages,
     /// Those of this process alone that the last fork has left shared.
-    left: Pages,
+    candidates: Pages,
     forks: usize,
 }
 
@@ -97,21 +97,21 @@ impl Held {
     pub fn find_written(&mut self) {
         let is_known = !self.forks.is_multiple_of(LOOK_AGAIN);
         self.forks = self.forks.wrapping_add(1);
-        let (known, left) = (self.written, self.left);
-        (self.written, self.left) = (Pages::NONE, Pages::NONE);
+        let (known, candidates) = (self.written, self.candidates);
+        (self.written, self.candidates) = (Pages::NONE, Pages::NONE);
         for number in 0..self.writable.len() {
             let (start, end) = self.writable[number];
-            self.each_own(start, end, |held, address| {
-                match left.has(address) || is_known && known.has(address) {
+            self.each_exclusive(start, end, |held, address| {
+                match candidates.has(address) || is_known && known.has(address) {
                     true => held.written.add(address),
-                    false => held.left.add(address),
+                    false => held.candidates.add(address),
                 }
             });
         }
     }
 
     /// Calls `found` with each page between two addresses that this process alone maps.
-    fn each_own(&mut self, start: usize, end: usize, found: impl Fn(&mut Self, usize)) {
+    fn each_exclusive(&mut self, start: usize, end: usize, found: impl Fn(&mut Self, usize)) {
         let page = rustix::param::page_size();
         let mut entries = [0; ENTRIES * 8];
         for first in (start..end).step_by(ENTRIES * page) {
@@ -155,7 +155,7 @@ pub fn hold() -> io::Result<Held> {
         pagemap,
         writable: maps.lines().filter_map(writable_range).collect(),
         written: Pages::NONE,
-        left: Pages::NONE,
+        candidates: Pages::NONE,
         forks: 0,
     };
     for run in runs {
@@ -311,7 +311,7 @@ mod tests {
         held.writable = vec![(start, start + 32 * page)];
         held.find_written();
         assert_eq!(
-            (held.written.count, held.left.count),
+            (held.written.count, held.candidates.count),
             (0, 32),
             "no fork shares any"
         );
@@ -325,21 +325,21 @@ mod tests {
         write(5);
         held.find_written();
         assert_eq!(held.written.all(), [start + 3 * page]);
-        assert_eq!(held.left.all(), [start + 5 * page]);
+        assert_eq!(held.candidates.all(), [start + 5 * page]);
         let third = Fork::new(&held);
         held.find_written();
         assert_eq!(
-            (held.written.count, held.left.count),
+            (held.written.count, held.candidates.count),
             (1, 0),
             "written once"
         );
         held.forks = LOOK_AGAIN;
         held.find_written();
-        assert_eq!((held.written.count, held.left.count), (0, 1));
+        assert_eq!((held.written.count, held.candidates.count), (0, 1));
         let fourth = Fork::new(&held);
         held.find_written();
         assert_eq!(
-            (held.written.count, held.left.count),
+            (held.written.count, held.candidates.count),
             (0, 0),
             "written no more"
         );

@@ -81,7 +81,7 @@ pub(crate) fn forget_addresses(addresses: &[IpAddr]) -> Result<(), Error> {
     let mut is_listed = addresses.iter().any(IpAddr::is_ipv6);
     for address in addresses {
         if let IpAddr::V4(address) = address {
-            is_listed |= !forget_chosen(*address)?;
+            is_listed |= !forget_by_filter(*address)?;
         }
     }
     if is_listed {
@@ -93,7 +93,7 @@ pub(crate) fn forget_addresses(addresses: &[IpAddr]) -> Result<(), Error> {
 /// Has the kernel choose and delete the entries of an address. False if it cannot: before Linux 6.8 it takes the request for
 /// one entry's name, which lacks the ports. Not for IPv6: what the kernel compares there it takes for equal when it differs,
 /// and deletes everybody else's (net/netfilter/nf_conntrack_netlink.c: ctnetlink_filter_match_tuple, since Linux 5.8).
-fn forget_chosen(address: Ipv4Addr) -> Result<bool, Error> {
+fn forget_by_filter(address: Ipv4Addr) -> Result<bool, Error> {
     let directions = [
         (CTA_TUPLE_ORIG, CTA_FILTER_ORIG_FLAGS),
         (CTA_TUPLE_REPLY, CTA_FILTER_REPLY_FLAGS),

@@ -211,7 +211,7 @@ impl Requests {
         };
         let room = self.answers.room().await.ok_or_else(busy)?;
         let most = self.settings.limits.max_body_bytes;
-        let request = request.map(|body| self.uploads.followed(limited(body, most)));
+        let request = request.map(|body| self.uploads.track(limited(body, most)));
         Ok(Admitted {
             request,
             turn,

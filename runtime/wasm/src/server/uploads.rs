@@ -57,23 +57,23 @@ impl Progress {
     }
 
     /// The guest waits, from now on if it has not yet.
-    fn waits(&self, waker: &Waker) {
+    fn started_waiting(&self, waker: &Waker) {
         *locked(&self.waker) = Some(waker.clone());
         let (known, now) = (Ordering::Relaxed, self.now());
         let _ = self.since.compare_exchange(NEVER, now, known, known);
     }
 
     /// So many bytes have come.
-    fn came(&self, bytes: usize) {
+    fn received(&self, bytes: usize) {
         self.is_unwanted.store(false, Ordering::Relaxed);
         let bytes = bytes as u64;
         if self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes >= STEP {
-            self.rests();
+            self.stopped_waiting();
         }
     }
 
     /// The guest waits no more.
-    fn rests(&self) {
+    fn stopped_waiting(&self) {
         self.bytes.store(0, Ordering::Relaxed);
         self.since.store(NEVER, Ordering::Relaxed);
     }
@@ -106,7 +106,7 @@ pub(super) struct Uploads(Arc<Mutex<HashMap<usize, Arc<Progress>>>>);
 
 impl Uploads {
     /// `body`, as the guest of its request is to have it.
-    pub(super) fn followed(&self, body: WasiBody) -> WasiBody {
+    pub(super) fn track(&self, body: WasiBody) -> WasiBody {
         if body.is_end_stream() {
             return body;
         }
@@ -160,14 +160,16 @@ impl Body for Upload {
         match Pin::new(&mut self.body).poll_frame(context) {
             Poll::Ready(frame) => {
                 match &frame {
-                    Some(Ok(frame)) => self.progress.came(frame.data_ref().map_or(0, Bytes::len)),
-                    Some(Err(_)) | None => self.progress.rests(),
+                    Some(Ok(frame)) => self
+                        .progress
+                        .received(frame.data_ref().map_or(0, Bytes::len)),
+                    Some(Err(_)) | None => self.progress.stopped_waiting(),
                 }
                 Poll::Ready(frame)
             }
             Poll::Pending => {
                 // First, so that whoever gives it up from here on wakes it.
-                self.progress.waits(context.waker());
+                self.progress.started_waiting(context.waker());
                 match self.progress.is_unwanted.load(Ordering::SeqCst) {
                     true => Poll::Ready(Some(Err(Error::ConnectionReadTimeout))),
                     false => Poll::Pending,
@@ -210,7 +212,7 @@ mod tests {
 
     fn body(uploads: &Uploads) -> (UnboundedSender<Bytes>, WasiBody) {
         let (client, parts) = unbounded_channel();
-        (client, uploads.followed(Parts(parts).boxed_unsync()))
+        (client, uploads.track(Parts(parts).boxed_unsync()))
     }
 
     async fn waits(body: &mut WasiBody) -> bool {
