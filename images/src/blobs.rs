@@ -83,9 +83,12 @@ impl Blobs {
         for directory in [root, &blobs.images, &blobs.images.join("blobs")] {
             sync_directory(directory)?;
         }
+        let mut unsynced = blobs.unsynced.blobs();
         for digest in blobs.stored_blobs()? {
             blobs.grow(Part::Blobs, blobs.blob_usage(&digest));
+            unsynced.add(digest);
         }
+        drop(unsynced);
         Ok(blobs)
     }
 

@@ -220,7 +220,7 @@ impl Inner {
         let change = index.load(&loaded, &blobs, &config.pinned);
         metadata.commit(&change)?;
         let (recorded, _) = index.referenced();
-        blobs.mark_unverified(|digest| recorded.contains(digest))?;
+        blobs.mark_synced(recorded.into_iter());
         for layer in index.layers.values() {
             blobs.grow(Part::Layers, layer.usage());
         }

@@ -54,16 +54,10 @@ impl Blobs {
         }
     }
 
-    /// From now on, of the blobs that are here those that no record names count as perhaps cut. Blocking. Errors: the disk fails.
-    pub(crate) fn mark_unverified(
-        &self,
-        is_recorded: impl Fn(&Digest) -> bool,
-    ) -> Result<(), Error> {
-        let mut held = self.unsynced.blobs();
-        let stored = self.stored_blobs()?.into_iter();
-        let doubtful = stored.filter(|digest| !is_recorded(digest));
-        doubtful.for_each(|digest| held.add(digest));
-        Ok(())
+    /// These blobs are named by a record, so they were synced: when the store opens, any blob may have been cut.
+    pub(crate) fn mark_synced<'a>(&self, recorded: impl Iterator<Item = &'a Digest>) {
+        let mut unsynced = self.unsynced.blobs();
+        recorded.for_each(|digest| unsynced.remove(digest));
     }
 
     /// Has these blobs on the disk. Blocking. Errors: the disk fails.

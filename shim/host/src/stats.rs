@@ -50,7 +50,7 @@ impl Meter {
 
     /// A container and its writable layer are gone.
     pub(super) fn forget_layer(&self, id: &ContainerId) {
-        self.layers.retain(|known| known != id);
+        self.layers.forget(id);
     }
 
     /// The limits of the cgroup `path` have changed: its numbers are read anew.

@@ -117,6 +117,11 @@ impl Layers {
         known.map(|known| known.usage)
     }
 
+    /// Drops what is known of one layer.
+    pub(super) fn forget(&self, id: &ContainerId) {
+        lock(&self.known).remove(id);
+    }
+
     /// The bytes of all that are cached.
     pub(super) fn bytes(&self) -> u64 {
         let known = lock(&self.known);
