@@ -4,6 +4,7 @@
 //! Invariant: no other thread of the caller allocates during a fork, so that the child finds its
 //! allocator unlocked; see `keeper::log` for the threads that a keeper has.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -206,15 +207,27 @@ fn arguments() -> (usize, usize) {
     (fields.next().unwrap_or(0), fields.next().unwrap_or(0))
 }
 
-/// Names this process, by the first 15 ASCII characters of `name`, in `/proc/PID/comm`.
+/// Names this process, by the first 15 ASCII characters of `name`, in `/proc/PID/comm`. Allocates nothing.
 pub fn set_name(name: &str) {
-    let comm: String = name.chars().filter(char::is_ascii).take(15).collect();
-    if let Ok(name) = std::ffi::CString::new(comm) {
-        let _ = rustix::thread::set_name(&name);
+    // The last byte stays the NUL that ends the name.
+    let mut comm = [0; 16];
+    let ascii = name.bytes().filter(u8::is_ascii);
+    for (slot, byte) in comm[..15].iter_mut().zip(ascii) {
+        *slot = byte;
+    }
+    if let Ok(name) = CStr::from_bytes_until_nul(&comm) {
+        let _ = rustix::thread::set_name(name);
     }
 }
 
-/// Names this process `title` in `ps` and in `/proc/PID/cmdline`, as far as the original arguments leave room.
+/// Finds where [`set_title`] writes. A process with threads does this before it forks a child that sets its title: the
+/// child allocates nothing then.
+pub fn find_title() {
+    let _ = ARGUMENTS.get_or_init(arguments);
+}
+
+/// Names this process `title` in `ps` and in `/proc/PID/cmdline`, as far as the original arguments leave room. Allocates
+/// only if nobody has called [`find_title`] in this process or the one that it was forked from.
 pub fn set_title(title: &str) {
     set_name(title);
     let (start, end) = *ARGUMENTS.get_or_init(arguments);

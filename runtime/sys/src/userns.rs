@@ -31,9 +31,10 @@ pub struct Held {
 pub struct Holder<'a> {
     /// Further namespaces (`CLONE_NEW*`) to create inside the user namespace.
     pub flags: libc::c_int,
-    /// The holder's mount namespace, one of [`empty`]; without one it creates its own.
+    /// The holder's mount namespace, one of [`empty`]; without one it creates its own, which allocates: only callers
+    /// with one thread may leave it out.
     pub root: Option<BorrowedFd<'a>>,
-    /// The holder's title in `ps`; only for single-threaded callers.
+    /// The holder's title in `ps`.
     pub title: Option<&'a str>,
 }
 
@@ -44,10 +45,14 @@ pub fn hold(holder: Holder<'_>, users: &[Extent], groups: &[Extent]) -> io::Resu
     let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
     let (wait, release) = pipe()?;
     let (answer, ready) = pipe()?;
-    // The child has it from its first instruction on.
+    // The child has both from its first instruction on.
     dump::forbid()?;
+    if holder.title.is_some() {
+        fork::find_title();
+    }
     match fork::fork(0, None)? {
         Forked::Child => {
+            // No allocation in the child: another thread of the caller may have held the allocator's lock.
             if let Some(title) = holder.title {
                 fork::set_title(title);
             }
@@ -85,7 +90,6 @@ fn made(answer: &OwnedFd) -> io::Result<()> {
 
 /// The life of the holder.
 fn live(flags: libc::c_int, root: Option<i32>, wait: i32, ready: i32) -> ! {
-    // No allocation here: another thread of the caller may have held the allocator's lock.
     let table = [wait, ready, root.unwrap_or(wait)];
     let entered = fork::keep_only(&table).and_then(|()| enter(flags, root.is_some()));
     let errno = entered.map_or_else(|e| e.raw_os_error().unwrap_or(libc::EIO), |()| 0);
@@ -136,6 +140,8 @@ impl Drop for Held {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
 
     #[test]
@@ -177,5 +183,48 @@ mod tests {
         }
         let refused = hold(Holder::default(), &[(0, 0, 0)], &map);
         assert!(refused.is_err());
+    }
+
+    #[test]
+    fn threads_that_allocate_hold_up_no_holder() {
+        fork::test_alone("userns::tests::a_holder_needs_no_allocator");
+    }
+
+    #[test]
+    #[ignore = "it ends its process if a holder hangs; the test above runs it"]
+    fn a_holder_needs_no_allocator() {
+        // SAFETY: both take integers; from here on all threads share one allocator's lock, and this process and its
+        // children are a group of their own.
+        unsafe {
+            libc::mallopt(libc::M_ARENA_MAX, 1);
+            libc::setpgid(0, 0);
+        }
+        std::thread::spawn(|| {
+            std::thread::sleep(std::time::Duration::from_secs(60));
+            // SAFETY: takes integers. A holder that hangs has our output open and ends, too.
+            unsafe { libc::kill(0, libc::SIGKILL) }
+        });
+        let empty = empty::namespace().unwrap();
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                // More than a thread's own cache of the allocator has.
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        std::hint::black_box(vec![0_u8; 4096]);
+                    }
+                });
+            }
+            for _ in 0..100 {
+                let holder = Holder {
+                    flags: 0,
+                    root: Some(empty.as_fd()),
+                    title: Some("coracle held"),
+                };
+                let map = [(0, 1_879_048_192, 10)];
+                hold(holder, &map, &map).unwrap();
+            }
+            over.store(true, Ordering::Relaxed);
+        });
     }
 }
