@@ -220,14 +220,14 @@ pub fn set_name(name: &str) {
     }
 }
 
-/// Finds where [`set_title`] writes. A process with threads does this before it forks a child that sets its title: the
-/// child allocates nothing then.
-pub fn find_title() {
+/// Finds where [`set_title`] writes. A process with threads calls this before it forks a child that sets its title, so that
+/// the child allocates nothing.
+pub(super) fn find_title() {
     let _ = ARGUMENTS.get_or_init(arguments);
 }
 
-/// Names this process `title` in `ps` and in `/proc/PID/cmdline`, as far as the original arguments leave room. Allocates
-/// only if nobody has called [`find_title`] in this process or the one that it was forked from.
+/// Names this process `title` in `ps` and in `/proc/PID/cmdline`, as far as the original arguments leave room. The first
+/// call allocates; a process inherits what an earlier call, or `find_title`, found.
 pub fn set_title(title: &str) {
     set_name(title);
     let (start, end) = *ARGUMENTS.get_or_init(arguments);

@@ -45,7 +45,7 @@ pub fn hold(holder: Holder<'_>, users: &[Extent], groups: &[Extent]) -> io::Resu
     let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
     let (wait, release) = pipe()?;
     let (answer, ready) = pipe()?;
-    // The child has both from its first instruction on.
+    // The child has it from its first instruction on.
     dump::forbid()?;
     if holder.title.is_some() {
         fork::find_title();
